@@ -1,0 +1,6 @@
+"""`python -m bdnfs` is the `bdnfs` command."""
+
+from bdnfs.cli import main
+
+if __name__ == "__main__":
+    main()
