@@ -1,0 +1,1 @@
+"""Words everything else is built from: errors, units, ranges. Standard library only."""

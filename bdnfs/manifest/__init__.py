@@ -1,0 +1,1 @@
+"""A snapshot's immutable listing, and the rules a name from upstream must pass."""
