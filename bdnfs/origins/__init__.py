@@ -1,0 +1,1 @@
+"""The upstream stores. Each answers the one protocol in `base`; foreign errors end here."""
