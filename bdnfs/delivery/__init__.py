@@ -1,0 +1,1 @@
+"""Getting a snapshot here: resolve, fetch (single-flight, demand first), verify, seal."""

@@ -1,0 +1,1 @@
+"""The mirror: our durable copy, in object storage or a directory, content-addressed by BLAKE3."""

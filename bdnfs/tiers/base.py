@@ -1,0 +1,31 @@
+"""The one small interface between delivery and everything that holds chunks."""
+
+from typing import NamedTuple, Protocol
+
+from bdnfs.core.ranges import chunk_range
+from bdnfs.manifest.model import FileEntry
+
+
+class Chunk(NamedTuple):
+    """One chunk of one file version at one pinned revision."""
+
+    revision: str
+    file: FileEntry
+    number: int
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """[start, stop) in the file."""
+        return chunk_range(self.file.size, self.number)
+
+
+class Tier(Protocol):
+    """Anything that can answer "give me this chunk"."""
+
+    async def get(self, chunk: Chunk, into: memoryview) -> str | None:
+        """Fill `into` with the chunk's verified bytes; return the name of the tier they are from. None is a miss.
+
+        Raising means that the tier is broken: UnavailableError where another try may help.
+        After a cancellation `into` may still be written to: the caller must not use it again.
+        """
+        ...
