@@ -1,0 +1,25 @@
+"""doctor."""
+
+import click
+
+from bdnfs.cli.arguments import config_option, json_option, read_config
+
+
+@click.command(short_help="Say what this machine can do, and what to install.")
+@json_option
+@config_option
+def doctor(as_json: bool, config: str | None) -> int:
+    """Say what this machine can do: FUSE, mounting, hand-off, namespaces, read-ahead, disk."""
+    import json
+
+    from bdnfs.fs.machine import findings as examine
+
+    findings = examine(read_config(config).cache.directory)
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        for finding in findings:
+            print(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.detail}")
+            if not finding.ok and finding.remedy:
+                print(f"      {finding.remedy}")
+    return 0

@@ -1,0 +1,1 @@
+"""What the commands do: opens each layer, owns the nursery. The wiring is the architecture."""
