@@ -1,0 +1,1 @@
+"""What measures bdnfs from outside: local upstreams, a model of real shape, the benchmarks."""

@@ -1,0 +1,1 @@
+"""Upstreams on loopback, real enough for real clients, with faults on demand."""
