@@ -11,6 +11,9 @@ from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SOON_S = 0.01
+# A signal that another thread takes, or that comes right before a call that blocks, is noted by Python and ends
+# no call: the next tick does.
+_TICK_S = 0.25
 
 
 class Interrupts:
@@ -21,17 +24,18 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
-        self._deferred = signal.SIGINT
+        self._deferred: signal.Signals | None = None
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Take the signals; what is ignored (nohup's SIGHUP) stays so. On the main thread only."""
-        handlers = {signal.SIGALRM: self._again, **dict.fromkeys(_NUMBERS, self.interrupt)}
+        handlers = {signal.SIGALRM: self._tick, **dict.fromkeys(_NUMBERS, self.interrupt)}
         before = {
             number: signal.signal(number, handler)
             for number, handler in handlers.items()
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
         }
+        signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
         try:
             yield
         finally:
@@ -43,7 +47,7 @@ class Interrupts:
         self.number = signal.Signals(number)
         if _is_delicate(frame):
             self._deferred = self.number
-            signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+            signal.setitimer(signal.ITIMER_REAL, _SOON_S, _TICK_S)
             return
         # While trio runs it has a handler of its own for Ctrl-C, which knows where it may raise.
         handler = signal.getsignal(signal.SIGINT)
@@ -52,8 +56,10 @@ class Interrupts:
         else:
             raise KeyboardInterrupt
 
-    def _again(self, number: int, frame: FrameType | None) -> None:
-        signal.raise_signal(self._deferred)  # to whom it belongs by now
+    def _tick(self, number: int, frame: FrameType | None) -> None:
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            signal.raise_signal(deferred)  # to whom it belongs by now
 
 
 def _is_delicate(frame: FrameType | None) -> bool:

@@ -1,4 +1,4 @@
-"""An interrupt ends a command, but never in the middle of an import or of a destructor."""
+"""An interrupt ends a command, whatever it waits for, but never in the middle of an import or of a destructor."""
 
 import subprocess
 import sys
@@ -47,4 +47,37 @@ def test_it_waits_for(what: str, said: str, number: str) -> None:
         [sys.executable, "-c", CODE, number, what], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == f"{said}\ninterrupted by {number}\n"
+    assert done.stderr == ""
+
+
+# The kernel gives a process's signal to any of its threads; Python only notes it there, and the main one sleeps on.
+TAKEN_BY_ANOTHER = """
+import signal, sys, threading
+from bdnfs.session.interrupts import Interrupts
+
+interrupts, blocked = Interrupts(), threading.Lock()
+blocked.acquire()
+
+def take():
+    signal.pthread_kill(threading.get_ident(), int(sys.argv[1]))
+
+try:
+    with interrupts.taken():
+        threading.Timer(0.5, take).start()
+        blocked.acquire()
+except KeyboardInterrupt:
+    print("interrupted by", interrupts.number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", ["2", "15", "1"])
+def test_one_that_another_thread_takes_ends_the_wait(number: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKEN_BY_ANOTHER, number],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"interrupted by {number}\n"
     assert done.stderr == ""
