@@ -63,6 +63,7 @@ class Daemon:
         self._fuse_fds: dict[str, int] = {}
         self._handed_off: list[str] = []
         self._gone: list[str] = []
+        self._mounts: tuple[Mounted, ...] = ()
         self._device = ""
         self._stopping = False
         self._changed = trio.Event()
@@ -257,13 +258,22 @@ class Daemon:
         await trio.serve_listeners(self._answer, [trio.SocketListener(listener)])
 
     async def _expect_bound(self) -> None:
-        """End where the command that started this died before it had bound anything."""
+        """End where the command that started this died before it had bound everything."""
         while not self._bound.is_set():
             if os.getppid() != self._job.starter:
-                log.error("the command that started this is gone, and nobody bound the mount: ending")
-                self.stop()
+                if self._is_bound():  # it died before it could say so
+                    await trio.to_thread.run_sync(self._hold_locations)
+                    self._bound.set()
+                else:
+                    log.error("the command that started this is gone, and nobody bound the mount: ending")
+                    self.stop()
                 return
             await trio.sleep(_EVENT_S)
+
+    def _is_bound(self) -> bool:
+        """Say whether every location shows this session."""
+        tops = [top_mount(mount.location) for mount in self._mounts]
+        return bool(tops) and all(top is not None and top.device == self._device for top in tops)
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         try:

@@ -121,6 +121,14 @@ def test_a_mount_killed_anywhere_is_mounted_by_the_next(
     mounts_again(node)
 
 
+def test_a_mount_killed_before_it_says_that_it_has_bound_goes_on(node: Node, hub: HubServer) -> None:
+    dies(node, "mount:shown", "mount", SOURCE, node.m)
+    node.run("wait", node.m)
+    node.holds(FILES)
+    node.run("unmount", node.m)
+    nothing_left(node)
+
+
 @pytest.mark.parametrize(("who", "step", "after"), LAZY)
 def test_a_daemon_killed_in_the_hand_off_is_cleared_by_the_next(
     node: Node, hub: HubServer, who: str, step: str, after: int
