@@ -101,7 +101,8 @@ def _miss(workplace: Workplace, raw: Raw) -> None:
     workplace.empty_cache()
     before, known = workplace.upstream_bytes(), children()
     command = timed(workplace.bdnfs("mount", workplace.branch), workplace.environment)
-    # The daemon is ours now, and ends by itself after the hand-off.
+    # The daemon is ours now, and ends by itself after the hand-off. One that has ended before its command was waited
+    # for by that: then the command's figure is the larger one of both.
     daemons = [reap(pid, _DAEMON_END_S) for pid in children() - known]
     raw.miss_ready_s.append(command.seconds)
     raw.miss_command_rss_bytes.append(command.peak_rss_bytes)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -219,11 +220,13 @@ def test_endless_fills_and_evictions_leave_the_cache_as_it_was(node: Node, hub: 
 
 def test_the_measures_can_tell() -> None:
     before = rss_bytes(), descriptors()
-    held = bytearray(os.urandom(1)) * (32 * MIB)
+    # Pages of their own: an allocator may have as much at hand, from the tests before.
+    held = mmap.mmap(-1, 32 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     fd = os.open("/dev/null", os.O_RDONLY)
     try:
+        held.write(os.urandom(32 * MIB))
         assert rss_bytes() - before[0] > GROWN_BYTES_MAX
         assert descriptors() == before[1] + 1
     finally:
         os.close(fd)
-    assert held
+        held.close()

@@ -34,7 +34,9 @@ def test_hit_miss_small_measures_all_that_is_promised_and_leaves_only_the_model(
     assert all(value > 0 for value in found["ratio"].values())
     # Less than any process with Python in it takes would not be a measurement.
     assert 10e6 < found["miss"]["peak_rss_bytes"] < 4e9
-    assert found["raw"]["miss_daemon_rss_bytes"][0] > 10e6
+    # 0: it ended before its command, whose figure has it then.
+    daemon_rss_bytes = found["raw"]["miss_daemon_rss_bytes"][0]
+    assert daemon_rss_bytes == 0 or daemon_rss_bytes > 10e6
     assert found["machine"]["fsync"]["median_s"] > 0
     assert (output / "hit-miss.png").read_bytes().startswith(PNG)
     assert "| bytes from upstream" in (output / "hit-miss.md").read_text()
