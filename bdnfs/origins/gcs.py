@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from bdnfs.core.errors import ChangedError, CredentialsError, NotFoundError, UnavailableError, UpstreamError
+from bdnfs.core.errors import ChangedError, NotFoundError, UnavailableError, UpstreamError
 from bdnfs.core.ranges import chunk_count, chunk_range
 from bdnfs.manifest.model import FileEntry
 from bdnfs.manifest.sizes import check_size
 from bdnfs.origins.credentials import AccessToken, Credential
 from bdnfs.origins.gcs_access import Showing
 from bdnfs.origins.gcs_client import GOOGLE, GcsClient
+from bdnfs.origins.prefix import Prefix
 
 _PAGE_KEYS = 1000
 _FIELDS = "name,size,generation"
@@ -38,7 +40,7 @@ class GcsOrigin:
         self._showing = Showing(token, machine)  # a refusal is the wrapper's to mend (`authorized.py`)
         self._client = client
         self._stall_s = stall_s
-        self._is_single: bool | None = None
+        self._named = Prefix(prefix, self._look, lambda item: bool(item["size"] != "0"))
         self._shown = f"gs://{bucket}/{prefix}".rstrip("/")
         self.name = f"{self._shown} at {'Google' if client.endpoint == GOOGLE else client.endpoint}"
 
@@ -48,42 +50,23 @@ class GcsOrigin:
     def list(self, revision: str | None) -> Iterator[FileEntry]:
         """Yield the one object, or every object below the prefix, which ends at a `/`."""
         doing = f"listing {self._shown}"
-        single, refusal = None, None
-        try:
-            single = self._single(doing)
-            self._is_single = single is not None and single["size"] != "0"
-        except UnavailableError:
-            raise
-        except (CredentialsError, UpstreamError) as error:
-            # Who may list but not look at this one key is told so, by S3 without a reason; listing decides.
-            refusal = error
-        if single is not None and self._is_single:
-            yield self._entry(doing, self._prefix.rpartition("/")[2], single)
-            return
+        return self._named.entries(
+            doing, self._files_below(doing), partial(self._entry, doing), "check its name"
+        )
+
+    def _files_below(self, doing: str) -> Iterator[FileEntry | None]:
         below = f"{self._prefix}/" if self._prefix else ""
-        found = False
         for item in self._below(doing, below):
-            found = True
             key = item["name"]
-            if not (key.endswith("/") and item["size"] == "0"):
-                yield self._entry(doing, key.removeprefix(below), item)
-        if not found:
-            if refusal is not None:
-                raise refusal
-            if single is None:
-                raise NotFoundError(
-                    f"{doing}: there is no such object and nothing below {below}; check bucket and prefix"
-                    if below
-                    else f"{doing}: the bucket is empty; check its name"
-                )
-            yield self._entry(doing, self._prefix.rpartition("/")[2], single)
+            stands_for_directory = key.endswith("/") and item["size"] == "0"
+            yield None if stands_for_directory else self._entry(doing, key.removeprefix(below), item)
 
     def read(self, revision: str | None, entry: FileEntry, start: int, into: memoryview) -> None:
         """Fill `into` from byte start of the object's generation."""
         if not into:
             return
         doing = f"reading {entry.path} of {self._shown}"
-        key = self._key(doing, entry)
+        key = self._named.key(doing, entry)
         try:
             sent = self._showing.do(
                 lambda token: self._client.fill(
@@ -123,11 +106,9 @@ class GcsOrigin:
             self._ask(doing, "b/{}/o/{}", self._bucket, key, params={"fields": _FIELDS}).get("generation")
         )
 
-    def _single(self, doing: str) -> dict[str, Any] | None:
-        if not self._prefix:
-            return None
+    def _look(self, doing: str, key: str) -> dict[str, Any] | None:
         try:
-            found = self._ask(doing, "b/{}/o/{}", self._bucket, self._prefix, params={"fields": _FIELDS})
+            found = self._ask(doing, "b/{}/o/{}", self._bucket, key, params={"fields": _FIELDS})
         except NotFoundError:
             return None
         return self._item(doing, found)
@@ -186,24 +167,6 @@ class GcsOrigin:
             f"{doing}: {self._client.endpoint} answered something that is not of GCS's API; "
             "check STORAGE_EMULATOR_HOST"
         )
-
-    def _key(self, doing: str, entry: FileEntry) -> str:
-        """Return the entry's key: the prefix itself where that is an object, as in list."""
-        if self._prefix.rpartition("/")[2] == entry.path and self._names_object(doing):
-            return self._prefix
-        return f"{self._prefix}/{entry.path}" if self._prefix else entry.path
-
-    def _names_object(self, doing: str) -> bool:
-        """Return whether the prefix itself is the object; a refusal is no, and not for good."""
-        if self._is_single is None:
-            try:
-                single = self._single(doing)
-            except UnavailableError:
-                raise
-            except (CredentialsError, UpstreamError):
-                return False
-            self._is_single = single is not None and single["size"] != "0"
-        return self._is_single
 
     def _entry(self, doing: str, path: str, item: Mapping[str, Any]) -> FileEntry:
         if not path:

@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
 
 import obstore
 
-from bdnfs.core.errors import ChangedError, CredentialsError, NotFoundError, UnavailableError, UpstreamError
+from bdnfs.core.errors import ChangedError, CredentialsError, NotFoundError, UpstreamError
 from bdnfs.core.ranges import chunk_count, chunk_range
 from bdnfs.manifest.model import FileEntry
 from bdnfs.manifest.sizes import check_size
@@ -15,6 +16,7 @@ from bdnfs.origins.http import HttpConfig
 from bdnfs.origins.object_client import CONTENT_TIMEOUT, FOREIGN, drain, metadata_timeout
 from bdnfs.origins.object_errors import Server, object_changed, object_error
 from bdnfs.origins.object_pages import objects_below
+from bdnfs.origins.prefix import Prefix
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -60,7 +62,7 @@ class ObjectOrigin:
         self._prefix = prefix
         self._http = http
         self._lock = threading.Lock()
-        self._is_single: bool | None = None
+        self._named = Prefix(prefix, self._look, lambda meta: meta["size"] > 0)
         self._shown = f"{place.shown}/{prefix}".rstrip("/")
         self.name = f"{self._shown} at {place.at}"
         self._stores = self._opened(place)
@@ -71,20 +73,15 @@ class ObjectOrigin:
     def list(self, revision: str | None) -> Iterator[FileEntry]:
         """Yield the one object, or every object below the prefix, which ends at a `/`."""
         doing = f"listing {self._shown}"
-        single, refusal = None, None
-        try:
-            single = self._single(doing)
-            self._is_single = single is not None and single["size"] > 0
-        except UnavailableError:
-            raise
-        except (CredentialsError, UpstreamError) as error:
-            # Who may list but not look at this one key is told so, by S3 without a reason; listing decides.
-            refusal = error
-        if single is not None and self._is_single:
-            yield self._entry(self._prefix.rpartition("/")[2], single, doing)
-            return
-        found = False
         setting = self._stores.place.server.setting
+        return self._named.entries(
+            doing,
+            self._files_below(doing, setting),
+            partial(self._entry, doing),
+            f"check its name and {setting}",
+        )
+
+    def _files_below(self, doing: str, setting: str) -> Iterator[FileEntry | None]:
         for meta in objects_below(
             self._prefix or None,
             lambda act, *, again: self._call(doing, lambda stores: act(stores.metadata), again=again),
@@ -92,28 +89,17 @@ class ObjectOrigin:
             setting,
             self._http.stall_s,
         ):
-            found = True
-            if meta["size"] == 0 and self._is_gone(doing, meta["path"]):
-                continue  # its key ends in `/`, which obstore leaves out when it lists
-            yield self._entry(meta["path"].removeprefix(self._prefix).lstrip("/"), meta, doing)
-        if not found:
-            if refusal is not None:
-                raise refusal
-            if single is None:
-                raise NotFoundError(
-                    f"{doing}: there is no such object and nothing below {self._prefix}/; check "
-                    "bucket and prefix"
-                    if self._prefix
-                    else f"{doing}: the bucket is empty; check its name and {setting}"
-                )
-            yield self._entry(self._prefix.rpartition("/")[2], single, doing)
+            # A key that ends in `/` loses it where obstore lists it.
+            is_gone = meta["size"] == 0 and self._is_gone(doing, meta["path"])
+            path = meta["path"].removeprefix(self._prefix).lstrip("/")
+            yield None if is_gone else self._entry(doing, path, meta)
 
     def read(self, revision: str | None, entry: FileEntry, start: int, into: memoryview) -> None:
         """Fill `into` from byte start of the object."""
         if not into:
             return
         doing = f"reading {entry.path} of {self._shown}"
-        key = self._key(doing, entry)
+        key = self._named.key(doing, entry)
         try:
             self._call(doing, lambda stores: self._fill(stores.content, doing, key, entry, start, into))
         except (NotFoundError, ChangedError) as error:
@@ -153,40 +139,16 @@ class ObjectOrigin:
             )
         drain(result, into, doing, self._http.stall_s)
 
-    def _single(self, doing: str) -> "ObjectMeta | None":
-        if not self._prefix:
-            return None
+    def _look(self, doing: str, key: str) -> "ObjectMeta | None":
         try:
-            return self._call(doing, lambda stores: obstore.head(stores.metadata, self._prefix))
+            return self._call(doing, lambda stores: obstore.head(stores.metadata, key))
         except NotFoundError:
             return None
 
     def _is_gone(self, doing: str, key: str) -> bool:
-        try:
-            self._call(doing, lambda stores: obstore.head(stores.metadata, key))
-        except NotFoundError:
-            return True
-        return False
+        return self._look(doing, key) is None
 
-    def _key(self, doing: str, entry: FileEntry) -> str:
-        """Return the entry's key: the prefix itself where that is an object, as in list."""
-        if self._prefix.rpartition("/")[2] == entry.path and self._names_object(doing):
-            return self._prefix
-        return f"{self._prefix}/{entry.path}" if self._prefix else entry.path
-
-    def _names_object(self, doing: str) -> bool:
-        """Return whether the prefix itself is the object; a refusal is no, and not for good."""
-        if self._is_single is None:
-            try:
-                single = self._single(doing)
-            except UnavailableError:
-                raise
-            except (CredentialsError, UpstreamError):
-                return False
-            self._is_single = single is not None and single["size"] > 0
-        return self._is_single
-
-    def _entry(self, path: str, meta: "ObjectMeta", doing: str) -> FileEntry:
+    def _entry(self, doing: str, path: str, meta: "ObjectMeta") -> FileEntry:
         return FileEntry(path=path, size=check_size(meta["size"], path, doing), identity=_identity(meta))
 
     def _call(self, doing: str, act: "Callable[[_Stores], T]", *, again: bool = True) -> T:
