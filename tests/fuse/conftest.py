@@ -4,6 +4,7 @@ A process that waits for a daemon that never answers can't be interrupted; pytes
 """
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -170,8 +171,8 @@ def children() -> Iterator[Callable[..., Child]]:
 
 @pytest.fixture
 def tree(place: Path) -> Path:
-    """The finished native tree that the view shows."""
-    root = place / "cache" / "trees" / "0123abc"
+    """The finished native tree that the view shows; its name is its own, for a scan sees other tests' mounts, too."""
+    root = place / "cache" / "trees" / secrets.token_hex(8)
     for path in SIZES:
         file = root / "model" / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,7 @@ print(top_mount(sys.argv[1]).root)
     other = children(code, location)
     assert other.line() == "fuse.bdnfs"
     view.hand_off(tree)
-    assert other.go_on().endswith("/trees/0123abc")
+    assert other.go_on().endswith(f"/trees/{tree.name}")
     view.wait_ended()
 
 
