@@ -1,4 +1,4 @@
-"""One peer, as it is asked: for chunks and, where it is this machine's own node, for the members. Blocking, thread-safe.
+"""One peer, as it is asked for chunks; and this machine's own node, for the members. Blocking, thread-safe.
 
 An answer counts only if it is exactly what was asked for, and its bytes only if they are the chunk's.
 """
@@ -23,6 +23,8 @@ Served = Literal["share", "node", "mirror"]
 
 # Without a byte for so long nothing comes any more; whoever asks gives up earlier where there are others.
 SILENCE_S = 30.0
+# What a node says of itself it knows already.
+_STATUS_S = 3.0
 # How often a slow body says that it moves.
 _PIECE_BYTES = 128 * 1024
 _JSON_BYTES_MAX = 16 << 20
@@ -71,7 +73,11 @@ class PeerClient:
         if access.token is not None:
             self._headers["Authorization"] = f"Bearer {access.token.value}"
         if me:
-            self._headers["Bdnfs-Node"] = me
+            self.name(me)
+
+    def name(self, me: str) -> None:
+        """Say from now on which node asks."""
+        self._headers["Bdnfs-Node"] = me
 
     def asking(self, chunk: ChunkName, into: memoryview, *, held: bool = False) -> "Ask":
         """Return a question for a chunk, to be run in a thread. held: only if it is there already."""
@@ -83,7 +89,7 @@ class PeerClient:
 
     def status(self) -> NodeStatus:
         """Ask what the peer, a node, is a member of; raises as `Ask.run`."""
-        found = self._call("GET", "/v1/node", "asking for the cluster's members", None)
+        found = self._call("GET", "/v1/node", "asking for the cluster's members", None, _STATUS_S)
         try:
             return msgspec.json.decode(found, type=NodeStatus)
         except UNREADABLE:
@@ -94,7 +100,7 @@ class PeerClient:
     def report(self, tier_bytes: Mapping[str, int]) -> None:
         """Tell this machine's node how many bytes a fill has got since it told last, by tier."""
         body = msgspec.json.encode(dict(tier_bytes))
-        self._call("POST", "/v1/report", "telling what was fetched", body)
+        self._call("POST", "/v1/report", "telling what was fetched", body, _STATUS_S)
 
     def is_up(self) -> bool:
         """Ask whether anybody is there, for a second."""
@@ -110,9 +116,7 @@ class PeerClient:
     def exchange(self, doing: str, timeout_s: float) -> Exchange:
         return Exchange(self._connections, self._headers, doing, timeout_s)
 
-    def _call(
-        self, method: str, path: str, doing: str, body: bytes | None, timeout_s: float = SILENCE_S
-    ) -> bytes:
+    def _call(self, method: str, path: str, doing: str, body: bytes | None, timeout_s: float) -> bytes:
         doing = f"{doing}: {self.address}"
         with self.exchange(doing, timeout_s) as exchange:
             response = exchange.send(method, path, {"Content-Type": "application/json"} if body else {}, body)
@@ -192,8 +196,8 @@ class Ask:
             )
 
 
-def local_client(config: ClusterConfig, access: Access, me: str = "") -> PeerClient:
+def local_client(config: ClusterConfig, access: Access) -> PeerClient:
     """Return what asks this machine's own node. Its certificate names what the others reach it by."""
     at = local_address(config)
     named = (config.advertise or f"{socket.gethostname()}:{config.port}") if access.tls is not None else at
-    return PeerClient(named, access, me, at)
+    return PeerClient(named, access, at=at)

@@ -114,7 +114,8 @@ class Exchange:
         if keep and (error is None or isinstance(error, BdnfsError)):
             with suppress(*_FOREIGN):  # the rest of an answer that nobody wants
                 assert response is not None
-                if not response.isclosed() and (response.length or _DRAIN_BYTES_MAX) < _DRAIN_BYTES_MAX:
+                left = response.length
+                if not response.isclosed() and left is not None and left < _DRAIN_BYTES_MAX:
                     response.read()
             keep = response is not None and response.isclosed() and not response.will_close
         else:
@@ -137,8 +138,8 @@ class Exchange:
             )
         if isinstance(error, ssl.SSLError):
             return CredentialsError(f"{self.doing}: no TLS with it ({error.reason or 'refused'})")
-        if isinstance(error, http.client.RemoteDisconnected):
-            return UnavailableError(f"{self.doing}: it ended the connection without an answer")
+        if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
+            return UnavailableError(f"{self.doing}: it ended the connection before its answer")
         if isinstance(error, http.client.HTTPException | ValueError):
             return IntegrityError(f"{self.doing}: it answered with what is not HTTP ({type(error).__name__})")
         if isinstance(error, TimeoutError):

@@ -1,0 +1,194 @@
+"""The peers of a fill: who is a member, as this machine's own node says, and how each has behaved lately.
+
+Everything here is one trio thread's; what blocks runs in worker threads. Nothing of it ever fails a fill.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import trio
+
+from bdnfs.cluster.access import open_access
+from bdnfs.cluster.client import NodeStatus, PeerClient, local_client
+from bdnfs.cluster.owners import Rendezvous
+from bdnfs.core.errors import BdnfsError, CredentialsError, IntegrityError, UnavailableError
+from bdnfs.spec.cluster import ClusterConfig
+
+REFRESH_S = 2.0
+# Who is away may be back in seconds; who sends wrong bytes, or refuses us, will in a minute be no better.
+AWAY_S, AWAY_S_MAX, WRONG_S = 2.0, 30.0, 60.0
+# An overloaded peer's share goes to its next for so long at most.
+_BUSY_S_MAX = 5.0
+# How long anybody waits for the last report of a fill that is over.
+_LAST_REPORT_S = 1.0
+_ANSWERS_KEPT = 64
+
+
+class Peer:
+    """One member, as it is to be asked.
+
+    own:           it is this machine's node
+    avoid_until_s: not to be asked before then (trio's clock)
+    pinging:       somebody is asking whether it is up
+    """
+
+    def __init__(self, name: str, client: PeerClient, *, own: bool) -> None:
+        self.name, self.client, self.own = name, client, own
+        self.avoid_until_s = 0.0
+        self.pinging = False
+        self._away = 0
+        self._told: set[type[BdnfsError]] = set()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it is not to be avoided now."""
+        return trio.current_time() >= self.avoid_until_s
+
+    def answered(self) -> None:
+        self._away = 0
+
+    def away(self) -> None:
+        """It gave no answer: leave it alone, the longer the oftener."""
+        if trio.current_time() < self.avoid_until_s:
+            return  # what was asked before says nothing new
+        self._away += 1
+        self.avoid_until_s = trio.current_time() + min(AWAY_S_MAX, AWAY_S * 2.0 ** (self._away - 1))
+
+    def failed(self, error: BdnfsError, warn: Callable[[str], None]) -> None:
+        """Leave it alone, as its error says; warn hears of what somebody has to look at, once."""
+        if isinstance(error, UnavailableError):
+            if error.retry_after_s is None:
+                self.away()
+            else:
+                self._avoid(min(error.retry_after_s, _BUSY_S_MAX))
+            return
+        self._avoid(WRONG_S)
+        kind = type(error)
+        if kind not in self._told:
+            self._told.add(kind)
+            also = ""
+            if isinstance(error, IntegrityError):
+                also = "; nothing of it was used. Is it another version, or broken?"
+            warn(f"the peer {self.name} is not asked for {WRONG_S:.0f} s: {error}{also}")
+
+    def _avoid(self, for_s: float) -> None:
+        self.avoid_until_s = max(self.avoid_until_s, trio.current_time() + for_s)
+
+
+class Peers:
+    """The members, and what they did. Open it with `open_peers`.
+
+    ranking: of those that own chunks; it changes with them
+    """
+
+    def __init__(self, config: ClusterConfig, warn: Callable[[str], None]) -> None:
+        self._access = open_access(config)
+        self._local = local_client(config, self._access)
+        self.warn = warn
+        self.ranking = Rendezvous(())
+        self.members: dict[str, Peer] = {}
+        self._known: NodeStatus | None = None
+        self._warned = False
+        self._answers_s: deque[float] = deque(maxlen=_ANSWERS_KEPT)
+        self._told: dict[str, int] = {}
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anybody to ask."""
+        return bool(self.members)
+
+    def answered(self, peer: Peer, took_s: float) -> None:
+        peer.answered()
+        self._answers_s.append(took_s)
+
+    @property
+    def usual_s(self) -> float:
+        """How long nearly all recent answers took at most (the 95th percentile); 0 before there was one."""
+        recent = sorted(self._answers_s)
+        return recent[int(0.95 * (len(recent) - 1))] if recent else 0.0
+
+    async def refresh(self) -> None:
+        """Ask the local node who is a member; without an answer those last known go on."""
+        try:
+            status = await trio.to_thread.run_sync(self._local.status, abandon_on_cancel=True)
+        except BdnfsError as error:
+            if self._known is None and not self._warned:
+                self._warned = True
+                self.warn(_alone(error))
+            return
+        if status != self._known:
+            self._known = status
+            self._take(status)
+
+    async def keep(self, tier_bytes: Mapping[str, int]) -> None:
+        """Ask again every few seconds, until cancelled, and tell the local node what was fetched meanwhile.
+
+        tier_bytes: the fill's counters, by tier
+        """
+        try:
+            while True:
+                await trio.sleep(REFRESH_S)
+                await self.refresh()
+                await self._tell(tier_bytes)
+        finally:
+            with trio.move_on_after(_LAST_REPORT_S, shield=True):
+                await self._tell(tier_bytes)
+
+    async def _tell(self, tier_bytes: Mapping[str, int]) -> None:
+        now = dict(tier_bytes)
+        fresh = {tier: size - self._told.get(tier, 0) for tier, size in now.items()}
+        if self._known is None or not any(fresh.values()):
+            return
+        try:
+            await trio.to_thread.run_sync(self._local.report, fresh, abandon_on_cancel=True)
+        except BdnfsError:
+            return  # it is told the next time
+        self._told = now
+
+    def close(self) -> None:
+        for peer in self.members.values():
+            peer.client.close()
+        self._local.close()
+
+    def _take(self, status: NodeStatus) -> None:
+        before, self.members = self.members, {}
+        for member in status.members:
+            if member.share_bytes == 0:
+                continue
+            own = member.name == status.name
+            known = before.pop(member.name, None)
+            if known is not None and known.own == own and (own or known.client.address == member.address):
+                self.members[member.name] = known
+                continue
+            client = PeerClient(member.address, self._access, status.name) if not own else self._own(status)
+            self.members[member.name] = Peer(member.name, client, own=own)
+        for gone in before.values():
+            gone.client.close()
+        if self.ranking.names != tuple(sorted(self.members)):
+            self.ranking = Rendezvous(self.members)
+
+    def _own(self, status: NodeStatus) -> PeerClient:
+        self._local.name(status.name)
+        return self._local
+
+
+@asynccontextmanager
+async def open_peers(config: ClusterConfig, warn: Callable[[str], None]) -> AsyncIterator[Peers]:
+    """Yield the peers as this machine's node names them; `Peers.keep` keeps them up to date.
+
+    Without a node here there is nobody to ask, one warning, and another try every few seconds. Raises
+    CredentialsError or SpecError for a token or certificates that can't be read.
+    """
+    peers = Peers(config, warn)
+    try:
+        await peers.refresh()
+        yield peers
+    finally:
+        peers.close()
+
+
+def _alone(error: BdnfsError) -> str:
+    what = "the cluster's node of this machine can't be asked"
+    next_step = "" if isinstance(error, CredentialsError) else "start `bdnfs node` here; "
+    return f"{what} ({error}); {next_step}going on with the mirror alone"
