@@ -88,9 +88,9 @@ async def _serve(
             asks_keys=tenants.are_told_apart,
             advertised_host=urlsplit(serve.advertise).hostname if serve.advertise else None,
             say=told,
-            bug=_bugs(),
+            bug=bug_lines(),
         )
-        server = Server(service, listeners, tls, _connections_max(), told)
+        server = Server(service, listeners, tls, connections_max(), told)
         scheme = "https" if tls else "http"
         for each in listeners:
             say(f"listening at {scheme}://{_shown(each.socket.getsockname())}, serving {store.name}")
@@ -203,7 +203,7 @@ def _make(path: str) -> None:
         os.unlink(draft)
 
 
-def _connections_max() -> int:
+def connections_max() -> int:
     """Return how many connections there may be, after raising this process's limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS_MAX + _FILES_BESIDE
@@ -217,7 +217,7 @@ def _connections_max() -> int:
     )
 
 
-def _bugs() -> Callable[[BaseException], str]:
+def bug_lines() -> Callable[[BaseException], str]:
     """Return what keeps the tracebacks of the first few errors that nobody expected."""
     kept = 0
 

@@ -1,0 +1,74 @@
+"""What is on this node already: in its share, or in a blob; and how it gets to whoever asked."""
+
+from typing import NamedTuple
+
+import trio
+
+from bdnfs.cache.share import Share
+from bdnfs.serve.node.asked import Asked
+from bdnfs.serve.node.blobs import Blobs, InBlob, read_blob
+from bdnfs.serve.node.owning import Fetched
+
+# The places of our nginx that nobody outside can name (bdnfs.serve.node.nginx).
+SHARE_LOCATION, BLOBS_LOCATION = "/.share/", "/.blobs/"
+SHARE, NODE = "share", "node"
+_READS_MAX = 16
+
+
+class Accel(NamedTuple):
+    """nginx is to send the file at a location: all of a share's, the client's Range of a blob."""
+
+    tier: str
+    location: str
+
+
+class Inline(NamedTuple):
+    """We send it. file_bytes: of the file whose range it is, None: it is sent as a whole."""
+
+    tier: str
+    data: memoryview
+    file_bytes: int | None = None
+
+
+class Holdings:
+    """behind_nginx: files are sent by nginx, not read here."""
+
+    def __init__(self, share: Share, blobs: Blobs, *, behind_nginx: bool) -> None:
+        self._share, self._blobs, self._behind_nginx = share, blobs, behind_nginx
+        self._threads = trio.CapacityLimiter(_READS_MAX)
+
+    async def find(self, asked: Asked) -> Accel | Inline | None:
+        """Return the chunk if it is here: from the share, which costs least, else from a blob."""
+        size = self._share.looks_sound(asked.key)
+        if size is not None and self._behind_nginx:
+            return self._in_share(asked, size)
+        if size is None and not self._share.holds(asked.key) and not (asked.file or asked.blob):
+            return None
+        return await trio.to_thread.run_sync(self._look, asked, limiter=self._threads)
+
+    def fetched(self, asked: Asked, fetched: Fetched) -> Accel | Inline:
+        """Return how a chunk that just came gets to whoever asked."""
+        if fetched.kept and self._behind_nginx and self._share.looks_sound(asked.key) == asked.size:
+            return Accel(fetched.tier, SHARE_LOCATION + asked.key.path)
+        return Inline(fetched.tier, fetched.data)
+
+    def _look(self, asked: Asked) -> Accel | Inline | None:
+        size = self._share.find(asked.key)
+        if size is not None:
+            return self._in_share(asked, size)
+        blob = self._blobs.find(asked)
+        return None if blob is None else self._in_blob(asked, blob)
+
+    def _in_share(self, asked: Asked, size: int) -> Accel | Inline | None:
+        if size != asked.size:  # the digest is of another length: no such chunk
+            return None
+        if self._behind_nginx:
+            return Accel(SHARE, SHARE_LOCATION + asked.key.path)
+        data = memoryview(bytearray(size))
+        return Inline(SHARE, data) if self._share.read(asked.key, data) else None
+
+    def _in_blob(self, asked: Asked, blob: InBlob) -> Accel | Inline | None:
+        if self._behind_nginx:
+            return Accel(NODE, f"{BLOBS_LOCATION}{blob.fd}")
+        data = memoryview(bytearray(asked.size))
+        return Inline(NODE, data, blob.size) if read_blob(blob, data) else None
