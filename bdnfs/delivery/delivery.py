@@ -5,6 +5,7 @@ import resource
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,6 +25,9 @@ from bdnfs.tiers.base import Tier
 from bdnfs.tiers.origin import MIRROR, ORIGIN, OriginTier
 from bdnfs.tiers.retry import Pace, Retry
 
+if TYPE_CHECKING:
+    from bdnfs.cluster.peers import Peers
+
 # Files that are filled at the same time; the fetches they share are fewer (Pace.slots).
 _FILES_AT_ONCE = 64
 _BUSY_PAUSE_S = 0.05
@@ -36,6 +40,7 @@ class Snapshot:
         self.id = admitted.snapshot_id
         self.manifest = admitted.record.manifest
         self.pin = admitted.pin
+        self.mirrored = admitted.mirrored
         # The same bytes twice in a snapshot are one file here: one blob, one state.
         states: dict[bytes, OpenFile] = {}
         self.files = []
@@ -44,6 +49,15 @@ class Snapshot:
             file = OpenFile(entry, blob, self.manifest, tier, admitted.origin, ranged=entry.ranged or ranged)
             self.files.append(states.setdefault(blob, file) if blob else file)
         self.unique = list({id(file): file for file in self.files}.values())
+
+    @property
+    def waits(self) -> bool:
+        """Whether its fill begins with waiting for who is mirroring it."""
+        return self.mirrored is not None and self.mirrored.turn is not None
+
+    def done(self) -> tuple[int, int]:
+        """Return how many bytes of how many are here."""
+        return sum(file.counted_bytes for file in self.unique), sum(file.entry.size for file in self.unique)
 
     def let_go(self) -> None:
         """Let every blob be closed."""
@@ -63,8 +77,10 @@ class Delivery:
         progress: Progress,
         busy_timeout_s: float,
         window: Window | None,
+        peers: "Peers | None",
     ) -> None:
         self._window = window
+        self._peers = peers
         self._busy_timeout_s = busy_timeout_s
         self.snapshots = snapshots
         self.progress = progress
@@ -124,22 +140,48 @@ class Delivery:
     async def _need(self, state: OpenFile, index: int) -> None:
         await self._fetcher.need(state, index, demand=True)
 
+    def in_turn(self) -> list[Snapshot]:
+        """Return the snapshots in the order in which to fill them, each to be published before the next is begun.
+
+        Those last that wait for somebody else: two that each waited before they did what the other waits for would
+        wait for ever.
+        """
+        return sorted(self.snapshots, key=lambda snapshot: snapshot.waits)
+
     async def fill(self, snapshot: Snapshot) -> Path:
         """Bring everything of the snapshot here; return its tree once it is whole.
 
-        Raises the first error that stops a file; what has been fetched is kept for another try.
+        With peers in an order of its own: at any moment the nodes that fill the same ask all owners, and each for
+        something else. Raises the first error that stops a file; what has been fetched is kept for another try.
         """
         whole = await trio.to_thread.run_sync(self._look, snapshot)
+        if snapshot.waits and whole < len(snapshot.unique):
+            await self._take_turn(snapshot)
+        files = list(snapshot.unique)
+        if self._shuffles:
+            random.shuffle(files)
         send, receive = trio.open_memory_channel[OpenFile](0)
         async with open_nursery() as nursery:
             for _ in range(min(_FILES_AT_ONCE, max(1, len(snapshot.unique) - whole))):
                 nursery.start_soon(self._fill_files, receive.clone())
             receive.close()
             async with send:
-                for file in snapshot.unique:
+                for file in files:
                     if not file.whole:
                         await send.send(file)
         return await trio.to_thread.run_sync(self._cache.publish_snapshot, snapshot.id)
+
+    @property
+    def _shuffles(self) -> bool:
+        return self._peers is not None and self._peers.any
+
+    async def _take_turn(self, snapshot: Snapshot) -> None:
+        """Let who is mirroring the snapshot finish, or take over from it."""
+        assert snapshot.mirrored is not None
+        await snapshot.mirrored.take_turn(self.progress)
+        for file in snapshot.unique:
+            if file.blob is None and snapshot.mirrored.digests.holds(file.entry):
+                file.ranged = True
 
     def _look(self, snapshot: Snapshot) -> int:
         """Note which files are whole already; return how many. One that was touched is rehashed."""
@@ -176,6 +218,8 @@ class Delivery:
             return
         waiting = [index for index, present in enumerate(blob.present) if not present]
         self.progress.has(file, file.entry.size - missing_bytes(file.entry.size, waiting))
+        if self._shuffles:
+            random.shuffle(waiting)
         stall = Stall(blob.path, self._busy_timeout_s)
         while waiting and not file.whole:
             before, waiting = len(waiting), await self._round(file, waiting)
@@ -212,20 +256,23 @@ async def open_delivery(
     window: bool = False,
     busy_timeout_s: float = BUSY_TIMEOUT_S,
     sync_bytes: int = SYNC_BYTES,
+    peers: "Peers | None" = None,
 ) -> AsyncIterator[Delivery]:
     """Open delivery for admitted snapshots: this wiring is the way of a byte.
 
     window: they were admitted as windows; nothing is filled, chunks come and go as they are read.
     busy_timeout_s: how long another process may hold what is wanted here without getting on.
     sync_bytes: how much of a file may be fetched before it is brought to the disk.
+    peers: who is asked before the mirror.
 
     origin ─▶ OriginTier (threads) ─▶ Retry (pace) ─┬▶ Fetcher (single-flight) ─▶ blob ─▶ Sealer
-        mirror ─▶ MirrorTier (threads) ─▶ Fallback ─┘  (`Mirrored.before`)
+        mirror ─▶ MirrorTier (threads) ─▶ Fallback ─┤  (`Mirrored.before`)
+               peers ─▶ PeerTier (threads) ─▶ Fallback
     """
     _raise_open_files()
     pace = Pace(config.fetches_max)
     threads = trio.CapacityLimiter(2 * config.fetches_max)
-    snapshots = [Snapshot(item, _tier(item, threads, pace, config, progress)) for item in admitted]
+    snapshots = [Snapshot(item, _tier(item, threads, pace, config, progress, peers)) for item in admitted]
     progress.total_bytes = sum(file.entry.size for item in snapshots for file in item.unique)
     progress.files = sum(len(item.unique) for item in snapshots)
     with ExitStack() as after:  # once every worker thread that may use a descriptor has come back
@@ -238,23 +285,33 @@ async def open_delivery(
             sealer = Sealer(cache, nursery, progress, busy_timeout_s, sync_bytes)
             after.callback(sealer.close)
             kept = Window(cache, cache.window_floor(item.id for item in snapshots)) if window else None
-            for each in admitted:
-                if each.mirrored is not None:
-                    nursery.start_soon(each.mirrored.keep_lease)
+            for snapshot in snapshots:
+                if snapshot.mirrored is not None:
+                    nursery.start_soon(snapshot.mirrored.keep_lease, snapshot.done)
+            if peers is not None:
+                nursery.start_soon(peers.keep, progress.tier_bytes)
             fetcher = Fetcher(cache, nursery, pace, progress, config, busy_timeout_s, kept)
             try:
-                yield Delivery(cache, snapshots, fetcher, sealer, progress, busy_timeout_s, kept)
+                yield Delivery(cache, snapshots, fetcher, sealer, progress, busy_timeout_s, kept, peers)
             finally:
                 nursery.cancel_scope.cancel()
 
 
 def _tier(
-    item: Admitted, threads: trio.CapacityLimiter, pace: Pace, config: UpstreamConfig, progress: Progress
+    item: Admitted,
+    threads: trio.CapacityLimiter,
+    pace: Pace,
+    config: UpstreamConfig,
+    progress: Progress,
+    peers: "Peers | None",
 ) -> Tier:
     # A volume's origin is the mirror itself.
     name = MIRROR if item.record.manifest.source.startswith("bdn:") else ORIGIN
     origin = Retry(OriginTier(item.origin, threads, name), pace, config.attempts)
-    return origin if item.mirrored is None else item.mirrored.before(origin, threads, config, progress.warn)
+    if item.mirrored is None:
+        return origin
+    files = item.record.manifest.files
+    return item.mirrored.before(origin, threads, config, progress.warn, peers, files)
 
 
 def missing_bytes(size: int, indices: Sequence[int]) -> int:
