@@ -8,7 +8,7 @@ import click
 from bdnfs.cli.arguments import config_option, read_config
 from bdnfs.core.errors import SpecError
 
-_NEEDS = {"starlette": "serve", "hypercorn": "serve", "coredis": "cluster"}
+_NEEDS = ("h11", "coredis")
 
 
 @click.command(short_help="Be a node of a cluster: serve chunks to its other nodes.")
@@ -31,7 +31,7 @@ def node(no_nginx: bool, config: str | None) -> None:
         if name not in _NEEDS:
             raise
         raise SpecError(
-            f"node needs {name}, which is not installed; run: pip install 'bdnfs[{_NEEDS[name]}]'"
+            f"node needs {name}, which is not installed; run: pip install 'bdnfs[cluster]'"
         ) from None
     serve_node(loaded, os.environ, _say, _warn, nginx=not no_nginx)
 

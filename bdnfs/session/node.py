@@ -152,7 +152,7 @@ async def _serve(
                 warn=warn,
             )
 
-            nursery.start_soon(front.run, app, limit, warn, lambda: _next(signals))
+            nursery.start_soon(front.run, app, limit, lambda: _next(signals))
             nursery.start_soon(_tidy, share, blobs)
             nursery.start_soon(yielding.run, job)
             if front.nginx is not None:

@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import trio
-from starlette.types import ASGIApp
 
 from bdnfs.core.errors import SpecError
+from bdnfs.serve.node.http import Answer, HttpServer, Request
 from bdnfs.serve.node.nginx import SOCKET, Nginx, config_text, find_nginx
-from bdnfs.serve.server import Server
 from bdnfs.spec.cluster import ClusterConfig
 
 _BACKLOG = 512
@@ -35,11 +34,12 @@ class Front:
         self._ended, self._emptied = trio.Event(), trio.Event()
 
     async def run(
-        self, app: ASGIApp, connections_max: int, warn: Callable[[str], None], at_once: Waits
+        self, app: Callable[[Request], Awaitable[Answer]], connections_max: int, at_once: Waits
     ) -> None:
         """Serve app until `end`; at_once: returns where what is under way may not even end."""
         try:
-            server = Server(app, self._listeners, None if self.nginx else self._tls, connections_max, warn)
+            tls = None if self.nginx else self._tls
+            server = HttpServer(app, self._listeners, tls, connections_max)
             await server.run(self._ended.wait, at_once)
         finally:
             self._emptied.set()
