@@ -14,7 +14,7 @@ import msgspec
 from blake3 import blake3
 
 from bdnfs.cluster.access import Access, local_address
-from bdnfs.cluster.connections import CONNECT_S, Connections, Exchange, status_error
+from bdnfs.cluster.connections import Connections, Exchange, status_error
 from bdnfs.core.errors import UNREADABLE, BdnfsError, IntegrityError, UnavailableError, UpstreamError
 from bdnfs.spec.cluster import ClusterConfig
 
@@ -103,9 +103,9 @@ class PeerClient:
         self._call("POST", "/v1/report", "telling what was fetched", body, _STATUS_S)
 
     def is_up(self) -> bool:
-        """Ask whether anybody is there, for a second."""
+        """Ask whether anybody is there, for a few seconds."""
         with suppress(BdnfsError):
-            self._call("GET", "/healthz", "asking whether it is up", None, CONNECT_S)
+            self._call("GET", "/healthz", "asking whether it is up", None, _STATUS_S)
             return True
         return False
 

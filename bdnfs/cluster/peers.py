@@ -18,6 +18,8 @@ from bdnfs.spec.cluster import ClusterConfig
 REFRESH_S = 2.0
 # Who is away may be back in seconds; who sends wrong bytes, or refuses us, will in a minute be no better.
 AWAY_S, AWAY_S_MAX, WRONG_S = 2.0, 30.0, 60.0
+# Without a sign of life for so long a peer is dead; longer, once that was wrong.
+SILENCE_S, SILENCE_S_MAX = 1.0, 4.0
 # An overloaded peer's share goes to its next for so long at most.
 _BUSY_S_MAX = 5.0
 # How long anybody waits for the last report of a fill that is over.
@@ -30,7 +32,7 @@ class Peer:
 
     own:           it is this machine's node
     avoid_until_s: not to be asked before then (trio's clock)
-    pinging:       somebody is asking whether it is up
+    pinging:       it is being asked whether it is up
     """
 
     def __init__(self, name: str, client: PeerClient, *, own: bool) -> None:
@@ -72,6 +74,10 @@ class Peer:
                 also = "; nothing of it was used. Is it another version, or broken?"
             warn(f"the peer {self.name} is not asked for {WRONG_S:.0f} s: {error}{also}")
 
+    def is_back(self) -> None:
+        """It was taken for dead, and is not."""
+        self.avoid_until_s = 0.0
+
     def _avoid(self, for_s: float) -> None:
         self.avoid_until_s = max(self.avoid_until_s, trio.current_time() + for_s)
 
@@ -79,7 +85,8 @@ class Peer:
 class Peers:
     """The members, and what they did. Open it with `open_peers`.
 
-    ranking: of those that own chunks; it changes with them
+    ranking:   of those that own chunks; it changes with them
+    silence_s: how long a peer may give no sign of life until it is taken for dead
     """
 
     def __init__(self, config: ClusterConfig, warn: Callable[[str], None]) -> None:
@@ -88,6 +95,8 @@ class Peers:
         self.warn = warn
         self.ranking = Rendezvous(())
         self.members: dict[str, Peer] = {}
+        self.silence_s = SILENCE_S
+        self._pings: trio.Nursery | None = None
         self._known: NodeStatus | None = None
         self._warned = False
         self._answers_s: deque[float] = deque(maxlen=_ANSWERS_KEPT)
@@ -127,13 +136,31 @@ class Peers:
         tier_bytes: the fill's counters, by tier
         """
         try:
-            while True:
-                await trio.sleep(REFRESH_S)
-                await self.refresh()
-                await self._tell(tier_bytes)
+            async with trio.open_nursery() as self._pings:
+                while True:
+                    await trio.sleep(REFRESH_S)
+                    await self.refresh()
+                    await self._tell(tier_bytes)
         finally:
+            self._pings = None
             with trio.move_on_after(_LAST_REPORT_S, shield=True):
                 await self._tell(tier_bytes)
+
+    def ping(self, peer: Peer) -> None:
+        """Have a silent peer asked whether it is up: what it answers is a sign of life."""
+        if self._pings is not None and not peer.pinging:
+            peer.pinging = True
+            self._pings.start_soon(self._ping, peer)
+
+    async def _ping(self, peer: Peer) -> None:
+        try:
+            is_up = await trio.to_thread.run_sync(peer.client.is_up, abandon_on_cancel=True)
+        finally:
+            peer.pinging = False
+        if is_up and not peer.is_asked:
+            # Too much to do, here or there. To take more for dead would only add to it.
+            peer.is_back()
+            self.silence_s = min(SILENCE_S_MAX, 2 * self.silence_s)
 
     async def _tell(self, tier_bytes: Mapping[str, int]) -> None:
         now = dict(tier_bytes)

@@ -20,8 +20,8 @@ from bdnfs.tiers.origin import MIRROR, PEER
 
 PEERS_MAX = 3
 TICK_S = 0.25
-# So many ticks without a sign of life, and it is asked whether it is up; so many, and it is not.
-_PING_TICKS, _DEAD_TICKS = 2, 4
+# So many ticks without a sign of life, and it is asked whether it is up.
+_PING_TICKS = 2
 # Nothing of this chunk for so long, and for so many times what is usual: it hangs on it.
 HANGS_S, _HANGS_TIMES = 5.0, 3.0
 # Fewer bytes than this in this time are a trickle: what it would bring takes hours.
@@ -92,7 +92,7 @@ class Asking:
                 self._ask_next(nursery)
                 while self._running and self._won is None and not self._is_missing:
                     if not await self._something_moved():
-                        self._tick(nursery)
+                        self._tick()
                     if self._won is None and not self._is_missing and not self._waits_for_one():
                         self._ask_next(nursery)
                 self._end()
@@ -153,7 +153,7 @@ class Asking:
                 self._into_used = False
             self._moved.set()
 
-    def _tick(self, nursery: trio.Nursery) -> None:
+    def _tick(self) -> None:
         """Look at what is under way: who is dead, who trickles, who hangs."""
         hangs_s = max(HANGS_S, _HANGS_TIMES * self._peers.usual_s)
         for running in self._running:
@@ -161,8 +161,8 @@ class Asking:
                 continue
             running.tick()
             if running.silent_ticks == _PING_TICKS:
-                nursery.start_soon(_ping, running.peer)
-            if running.silent_ticks >= _DEAD_TICKS:
+                self._peers.ping(running.peer)
+            if running.silent_ticks * TICK_S >= self._peers.silence_s:
                 running.peer.away()
                 running.give_up()
             elif running.trickles():
@@ -174,13 +174,3 @@ class Asking:
     def _end(self) -> None:
         for running in self._running:
             running.give_up()
-
-
-async def _ping(peer: Peer) -> None:
-    """Ask whether a peer is up; what it answers is a sign of life."""
-    if not peer.pinging:
-        peer.pinging = True
-        try:
-            await trio.to_thread.run_sync(peer.client.is_up, abandon_on_cancel=True)
-        finally:
-            peer.pinging = False
