@@ -73,6 +73,11 @@ class Host:
                 return int(fields[8]), int(fields[0])
         raise OSError(f"{self.name} has no eth0")
 
+    def cap(self, rate_bits: int) -> None:
+        """Give its link, which has none yet, a bandwidth, each way: bits per second."""
+        for pid, device in ((self.switch, self.port), (self.pid, "eth0")):
+            _cap(pid, device, rate_bits)
+
     def cut(self) -> None:
         """Pull its cable out; what is on the way is lost, and nobody is told."""
         _ip(self.switch, [f"link set {self.port} down"])
@@ -105,8 +110,7 @@ class Network:
         )
         _ip(host.pid, ["link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"])
         if rate_bits:
-            for pid, device in ((self.switch, host.port), (host.pid, "eth0")):
-                _cap(pid, device, rate_bits)
+            host.cap(rate_bits)
         self.hosts[name] = host
         return host
 
