@@ -25,8 +25,6 @@ Served = Literal["share", "node", "mirror"]
 SILENCE_S = 30.0
 # What a node says of itself it knows already.
 _STATUS_S = 3.0
-# How often a slow body says that it moves.
-_PIECE_BYTES = 128 * 1024
 _JSON_BYTES_MAX = 16 << 20
 
 
@@ -161,13 +159,14 @@ class Ask:
                 raise status_error(exchange.doing, response)
             self._expect(response, length)
             while self.got_bytes < length:
-                piece = self._into[self.got_bytes : min(self.got_bytes + _PIECE_BYTES, length)]
-                count = response.readinto(piece)
+                # What is there: http.client's own readinto waits for all of a piece.
+                count = response.fp.readinto1(self._into[self.got_bytes : length])
                 if not count:
                     raise UnavailableError(
                         f"{exchange.doing}: it broke off after {self.got_bytes} of {length} bytes"
                     )
                 self._hear(count)
+            response.close()  # the answer, not its connection
         if blake3(self._into).hexdigest() != chunk.digest:
             raise IntegrityError(f"{exchange.doing}: the bytes that came are not that chunk's")
         served = response.headers.get("Bdnfs-Tier")

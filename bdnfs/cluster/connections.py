@@ -33,6 +33,7 @@ class Connections:
         """address: HOST:PORT, whose host its certificate has to name; at: HOST:PORT where it is."""
         self._address, self._at, self._tls = address, at, tls
         self._idle: list[tuple[float, Connection]] = []
+        self._closed = False
         self._lock = threading.Lock()
 
     def take(self, timeout_s: float) -> "Connection":
@@ -53,7 +54,7 @@ class Connections:
     def give(self, connection: "Connection") -> None:
         """Take back a connection whose answer was read."""
         with self._lock:
-            if len(self._idle) < _IDLE_MAX:
+            if len(self._idle) < _IDLE_MAX and not self._closed:
                 self._idle.append((time.monotonic(), connection))
                 return
         connection.close()
@@ -61,7 +62,7 @@ class Connections:
     def close(self) -> None:
         """Close the idle connections; those in use end with their answers."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._closed = self._idle, [], True
         for _, connection in idle:
             connection.close()
 

@@ -167,11 +167,11 @@ class Peers:
         fresh = {tier: size - self._told.get(tier, 0) for tier, size in now.items()}
         if self._known is None or not any(fresh.values()):
             return
+        told, self._told = self._told, now  # also where this is cancelled: it is on its way
         try:
             await trio.to_thread.run_sync(self._local.report, fresh, abandon_on_cancel=True)
         except BdnfsError:
-            return  # it is told the next time
-        self._told = now
+            self._told = told  # the next time
 
     def close(self) -> None:
         for peer in self.members.values():

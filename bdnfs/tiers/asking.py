@@ -87,20 +87,17 @@ class Asking:
 
     async def run(self) -> str | None:
         """Fill `into`; return the tier that it came from, None where nobody gives the chunk."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._ask_next(nursery)
-                while self._running and self._won is None and not self._is_missing:
-                    if not await self._something_moved():
-                        self._tick()
-                    if self._won is None and not self._is_missing and not self._waits_for_one():
-                        self._ask_next(nursery)
-                self._end()
-                while self._into_used:  # whoever is asked next fills it
-                    await self._something_moved()
-                nursery.cancel_scope.cancel()
-        finally:
+        async with trio.open_nursery() as nursery:
+            self._ask_next(nursery)
+            while self._running and self._won is None and not self._is_missing:
+                if not await self._something_moved():
+                    self._tick()
+                if self._won is None and not self._is_missing and not self._waits_for_one():
+                    self._ask_next(nursery)
             self._end()
+            while self._into_used:  # whoever is asked next fills it
+                await self._something_moved()
+            nursery.cancel_scope.cancel()
         if self._won is None:
             return None
         winner, served = self._won
@@ -138,6 +135,9 @@ class Asking:
             served = await trio.to_thread.run_sync(
                 running.ask.run, abandon_on_cancel=True, limiter=self._threads
             )
+        except trio.Cancelled:
+            running.give_up()
+            raise
         except BdnfsError as error:
             if not running.given_up:
                 running.peer.failed(error, self._peers.warn)
