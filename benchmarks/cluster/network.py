@@ -78,6 +78,11 @@ class Host:
         for pid, device in ((self.switch, self.port), (self.pid, "eth0")):
             _cap(pid, device, rate_bits)
 
+    def uncap(self) -> None:
+        """Take the bandwidth's cap away."""
+        for pid, device in ((self.switch, self.port), (self.pid, "eth0")):
+            _run([*_at(pid), *f"tc qdisc del dev {device} root".split()], "")
+
     def cut(self) -> None:
         """Pull its cable out; what is on the way is lost, and nobody is told."""
         _ip(self.switch, [f"link set {self.port} down"])

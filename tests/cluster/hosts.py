@@ -16,7 +16,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,22 @@ Files = Mapping[str, bytes]
 
 
 class Mirror(BucketServer):
-    """The mirror's server. chunk_bytes: what it has sent of chunks; records of versions are not among them."""
+    """The mirror's server.
+
+    chunk_bytes: what it has sent of chunks; records of versions are not among them
+    asked:       each request for a chunk: who asked, which object
+    """
 
     def __init__(self, root: Path, host: str) -> None:
         self.chunk_bytes = 0
+        self.asked: list[tuple[str, str]] = []
         super().__init__(root, host)
 
     def _get(self, exchange: Exchange, path: Path) -> None:
         if exchange.command == "GET" and _CHUNK_TYPE in self._headers.get(path, {}).values():
             with self._lock, contextlib.suppress(FileNotFoundError):
                 self.chunk_bytes += path.stat().st_size
+                self.asked.append((exchange.client_address[0], path.name))
         super()._get(exchange, path)
 
 
@@ -107,11 +114,15 @@ class ClusterNode(Node):
         place = Path(tempfile.mkdtemp(prefix=f"{host.name}-", dir=cluster.place))
         self.host, self.cluster, self.address = host, cluster, f"{host.address}:{PORT}"
         self.served: Command | None = None
+        self._changed = False
         super().__init__(place, cluster.hub.url, _ForkedThere(cluster.forker, host))  # type: ignore[arg-type]
         self.environment |= cluster.environment
 
     def configure(self, *, cache: dict[str, Any] | None = None, **sections: Any) -> None:
-        """Write the config; cluster: what differs from the others'."""
+        """Write the config; cluster: what differs from the others', None: no cluster."""
+        if "cluster" in sections and sections["cluster"] is None:
+            del sections["cluster"]
+            return super().configure(cache=cache, mirror="s3://mirror/of", **sections)
         token = self.home / "token"
         if not token.exists():
             token.touch(0o600)
@@ -125,20 +136,53 @@ class ClusterNode(Node):
             **sections.pop("cluster", {}),
         }
         cluster = {key: value for key, value in cluster.items() if value is not None}
-        super().configure(cache=cache, mirror="s3://mirror/of", cluster=cluster, **sections)
+        return super().configure(cache=cache, mirror="s3://mirror/of", cluster=cluster, **sections)
 
     # ---- the node that serves --------------------------------------------------------------------
 
     def serve(self, *words: str) -> None:
         """Start `bdnfs node`; return once it answers."""
         self.served = self.start("node", *words)
-        until(self._listening, f"{self.host.name} to listen")
+        until(self.listening, f"{self.host.name} to listen")
 
-    def _listening(self) -> bool:
+    def listening(self) -> bool:
         assert self.served is not None
         code = self.served.process.poll()
         assert code is None, f"bdnfs node ended with {code}: {self.served.err}{self.served.out}"
         return "listening at" in self.served.out
+
+    def serve_with(self, *, token: str | None = None, directory: str | None = None, **sections: Any) -> None:
+        """Restart `bdnfs node` with another config, until `restore`. directory: of its cache"""
+        if self._serves:
+            self.leave()
+        self._changed = True
+        if token:
+            (self.home / "token").write_text(token)
+        if directory:
+            self.environment["BDNFS_CACHE_DIR"] = directory
+        self.configure(**sections)
+        self.serve()
+
+    def restore(self) -> None:
+        """Serve as before, whatever was done to it."""
+        if self._changed and self._serves:
+            self.leave()
+        if self._changed:
+            (self.home / "token").write_text(self.cluster.token)
+            self.environment["BDNFS_CACHE_DIR"] = str(self.cache)
+            self.configure()
+            self._changed = False
+        if not self._serves:
+            self.serve()
+
+    @property
+    def _serves(self) -> bool:
+        return self.served is not None and self.served.process.poll() is None
+
+    @property
+    def directory(self) -> Path:
+        """Where its cache is now."""
+        return Path(self.environment["BDNFS_CACHE_DIR"])
 
     def kill(self) -> None:
         """Kill `bdnfs node` -9, and wait until nothing of it listens any more."""
@@ -171,7 +215,7 @@ class ClusterNode(Node):
 
     def tree_holds(self, files: Files) -> None:
         """Check that a tree of the node's cache holds exactly files, byte for byte."""
-        trees = [each for each in (self.cache / "trees").iterdir() if each.is_dir()]
+        trees = [each for each in (self.directory / "trees").iterdir() if each.is_dir()]
         for tree in trees:
             found = {str(path.relative_to(tree)): path for path in tree.rglob("*") if path.is_file()}
             if set(found) == set(files) and all(
@@ -182,7 +226,7 @@ class ClusterNode(Node):
 
     def share_bytes(self) -> int:
         """What its share has on the disk."""
-        return sum(path.stat().st_size for path in (self.cache / "share").rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in (self.directory / "share").rglob("*") if path.is_file())
 
 
 class Cluster:
@@ -221,6 +265,21 @@ class Cluster:
         self.nodes.append(ClusterNode(self, host))
         return self.nodes[-1]
 
+    def serve(self, nodes: Sequence[ClusterNode], *words: str) -> None:
+        """Start `bdnfs node` on each; return once all know each other."""
+        for node in nodes:
+            node.served = node.start("node", *words)
+        for node in nodes:
+            until(node.listening, f"{node.host.name} to listen")
+        self.settle(nodes)
+
+    def mirrored(self, sources: Iterable[str]) -> None:
+        """Bring sources into the mirror, from a host that is no node."""
+        ingesting = ClusterNode(self, self.network.hosts["hub"])
+        ingesting.configure(cluster=None)
+        weights = [{"source": each, "mount_location": f"/m/{n}"} for n, each in enumerate(sources)]
+        ingesting.run("mirror", ingesting.spec(*weights))
+
     def settle(self, nodes: Sequence[ClusterNode]) -> None:
         """Wait until each of these nodes knows exactly them."""
         names = {node.address for node in nodes}
@@ -251,8 +310,9 @@ class Cluster:
     @contextmanager
     def counted(self) -> Iterator["Counted"]:
         """Count what leaves Hub and mirror in the block."""
-        counted = Counted(self.hub.bytes_sent, self.mirror.chunk_bytes)
+        counted, asked = Counted(self.hub.bytes_sent, self.mirror.chunk_bytes), len(self.mirror.asked)
         yield counted
+        counted.asked = self.mirror.asked[asked:]
         counted.hub_bytes = self.hub.bytes_sent - counted.hub_bytes
         counted.mirror_bytes = self.mirror.chunk_bytes - counted.mirror_bytes
 
@@ -263,8 +323,19 @@ class Cluster:
 
 
 class Counted:
+    """What left the servers. asked: the mirror, for a chunk each: who, which object"""
+
     def __init__(self, hub_bytes: int, mirror_bytes: int) -> None:
         self.hub_bytes, self.mirror_bytes = hub_bytes, mirror_bytes
+        self.asked: list[tuple[str, str]] = []
+
+    def __repr__(self) -> str:
+        by = Counter(who for who, _ in self.asked)
+        twice = Counter(Counter(what for _, what in self.asked).values())
+        return (
+            f"{self.mirror_bytes} bytes of chunks from the mirror, {self.hub_bytes} from the Hub; chunks by who asked: "
+            f"{dict(by)}; chunks by how often: {dict(twice)}"
+        )
 
 
 @contextmanager
