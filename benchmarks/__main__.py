@@ -1,4 +1,4 @@
-"""python -m benchmarks hit-miss | gpu | mirror: figures as Markdown, or as one JSON object with --json."""
+"""python -m benchmarks hit-miss | gpu | mirror | cluster | serving | simulate: Markdown, or one JSON object (--json)."""
 
 import json
 import signal
@@ -14,6 +14,17 @@ from benchmarks.processes import ROOT, BenchmarkError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_output_option = click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=ROOT / "benchmarks" / "results",
+    help="Where table and plot go. Default: benchmarks/results",
+)
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of the table."
+)
+
+
 def _options(command: F) -> F:
     for option in (
         click.option(
@@ -22,17 +33,12 @@ def _options(command: F) -> F:
             default=ROOT / ".quickstart",
             help="Where the model is kept, shared with the quickstart. Default: .quickstart",
         ),
-        click.option(
-            "--output",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=ROOT / "benchmarks" / "results",
-            help="Where table and plot go. Default: benchmarks/results",
-        ),
+        _output_option,
         click.option(
             "--pairs", type=click.IntRange(1), default=15, show_default=True, help="Pairs for a ratio."
         ),
         click.option("--small", is_flag=True, help="A model of 2.6 MB instead of 1.19 GB."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table."),
+        _json_option,
     ):
         command = option(command)
     return command
@@ -95,6 +101,40 @@ def mirror(as_json: bool, small: bool, pairs: int, output: Path, directory: Path
     found = measuring.mirror(directory, small=small, pairs=pairs, say=_say)
     table = measuring.mirror_table(found)
     write_report(found, output, "mirror", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("simulate")
+@click.option("--nodes", type=click.IntRange(2, 5000), default=64, show_default=True)
+@click.option(
+    "--uplink",
+    type=click.FloatRange(0.1),
+    default=4.0,
+    show_default=True,
+    help="The mirror's, in links of a node.",
+)
+@click.option(
+    "--size",
+    "size_gb",
+    type=click.FloatRange(0.1),
+    default=140.0,
+    show_default=True,
+    help="Of the snapshot, GB.",
+)
+@click.option("--compare", is_flag=True, help="Simulate asking in a random order, too.")
+@_output_option
+@_json_option
+def simulate(nodes: int, uplink: float, size_gb: float, compare: bool, output: Path, as_json: bool) -> None:
+    """A cluster too large for one machine, with the ring's own code: how near the ideal, how even the uploads."""
+    from benchmarks.report import write_report
+    from benchmarks.simulate.report import simulation, simulation_plot, simulation_table
+
+    found, outcome = simulation(
+        nodes, mirror_over_link=uplink, size_bytes=round(size_gb * 1e9), compared=compare, say=_say
+    )
+    table, name = simulation_table(found), f"simulate-{nodes}"
+    write_report(found, output, name, table)
+    simulation_plot(found, outcome, output / f"{name}.png")
     print(json.dumps(found) if as_json else table)
 
 

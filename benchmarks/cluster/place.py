@@ -1,4 +1,4 @@
-"""Where the cluster benchmark works: hosts, a Hub, a mirror that has the snapshot, and nodes with caches of their own."""
+"""Where the cluster benchmark works: hosts, a Hub, a mirror that has the snapshot, nodes with a cache each."""
 
 import json
 import os
@@ -125,13 +125,20 @@ def open_cluster_place(
         _write_model(home / "hub" / REPOSITORY, size_bytes)
         (home / "buckets" / "mirror").mkdir(parents=True)
         hosts = network.hosts
-        urls = [
-            after.enter_context(serving(name, [str(home / root), "--host", hosts[host].address], environment,
-                                        hosts[host].command([])))
-            for name, root, host in (("hub", "hub", "hub"), ("buckets", "buckets", "mirror"))
-        ]  # fmt: skip
-        environment |= {"HF_ENDPOINT": urls[0], "AWS_ENDPOINT_URL": urls[1]}
-        place = ClusterPlace(home, network, "", size_bytes, chunk_bytes, *urls, environment)
+        served_by = (("hub", "hub"), ("mirror", "buckets"))
+        hub, mirror = (
+            after.enter_context(
+                serving(
+                    name,
+                    [str(home / name), "--host", hosts[host].address],
+                    environment,
+                    hosts[host].command([]),
+                )
+            )
+            for host, name in served_by
+        )
+        environment |= {"HF_ENDPOINT": hub, "AWS_ENDPOINT_URL": mirror}
+        place = ClusterPlace(home, network, "", size_bytes, chunk_bytes, hub, mirror, environment)
         _ingest(place)
         for host in hosts.values():
             host.cap(rate_bits)
