@@ -3,6 +3,7 @@
 Everything here is one trio thread's; what blocks runs in worker threads. Nothing of it ever fails a fill.
 """
 
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ _BUSY_S_MAX = 5.0
 # How long anybody waits for the last report of a fill that is over.
 _LAST_REPORT_S = 1.0
 _ANSWERS_KEPT = 64
+_log = logging.getLogger(__name__)
 
 
 class Peer:
@@ -55,6 +57,7 @@ class Peer:
         if trio.current_time() < self.avoid_until_s:
             return  # what was asked before says nothing new
         self._away += 1
+        _log.info("the peer %s is away", self.name)
         self.avoid_until_s = trio.current_time() + min(AWAY_S_MAX, AWAY_S * 2.0 ** (self._away - 1))
 
     def failed(self, error: BdnfsError, warn: Callable[[str], None]) -> None:
@@ -161,6 +164,7 @@ class Peers:
             # Too much to do, here or there. To take more for dead would only add to it.
             peer.is_back()
             self.silence_s = min(SILENCE_S_MAX, 2 * self.silence_s)
+            _log.info("the peer %s was taken for dead, and is not", peer.name)
 
     async def _tell(self, tier_bytes: Mapping[str, int]) -> None:
         now = dict(tier_bytes)

@@ -5,9 +5,11 @@ a line that is full, is not: to ask twice would fill the line with the same byte
 that peer, of whatever chunk, or its answer to whether it is up. Only who is up and hangs on just this chunk is left
 to it while another is asked beside it.
 
-Time is counted in ticks, for a process that was stopped itself must not take all its peers for dead.
+Time is counted in ticks. Those that come late count for little: a process that was stopped, or gets no CPU in time,
+must not take all its peers for dead; on a machine that is overloaded they have as little.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 
@@ -20,12 +22,14 @@ from bdnfs.tiers.origin import MIRROR, PEER
 
 PEERS_MAX = 3
 TICK_S = 0.25
-# So many ticks without a sign of life, and it is asked whether it is up.
-_PING_TICKS = 2
+_LATE_S, _LATE_COUNTS = 0.05, 0.25
+# So long without a sign of life, and it is asked whether it is up.
+_PING_S = 0.5
 # Nothing of this chunk for so long, and for so many times what is usual: it hangs on it.
 HANGS_S, _HANGS_TIMES = 5.0, 3.0
 # Fewer bytes than this in this time are a trickle: what it would bring takes hours.
-_FLOOR_BYTES, _FLOOR_TICKS = 16 * 1024, round(30.0 / TICK_S)
+_FLOOR_BYTES, _FLOOR_S = 16 * 1024, 30.0
+_log = logging.getLogger(__name__)
 
 
 class _Running:
@@ -34,28 +38,31 @@ class _Running:
     def __init__(self, peer: Peer, ask: Ask, buffer: memoryview) -> None:
         self.peer, self.ask, self.buffer = peer, ask, buffer
         self.began_s = time.monotonic()
-        self.silent_ticks = self.still_ticks = self.ticks = 0
+        self.silent_s = self.still_s = self._floor_s = 0.0
         self.given_up = False  # what it still says is no news
         self.passed_over = False  # it hangs, and another was asked beside it
+        self.pinged = False
         self._peer_heard_s, self._heard_s = peer.client.heard_s, ask.heard_s
         self._floor_bytes = 0
 
-    def tick(self) -> None:
+    def tick(self, counts_s: float) -> None:
         """Count a tick, against the peer and against this question where nothing has come since the last."""
-        self.ticks += 1
         heard_s = self.peer.client.heard_s
-        self.silent_ticks = self.silent_ticks + 1 if heard_s == self._peer_heard_s else 0
-        self._peer_heard_s = heard_s
+        if heard_s != self._peer_heard_s:
+            self._peer_heard_s, self.silent_s, self.pinged = heard_s, 0.0, False
+        else:
+            self.silent_s += counts_s
         heard_s = self.ask.heard_s
-        self.still_ticks = self.still_ticks + 1 if heard_s == self._heard_s else 0
+        self.still_s = self.still_s + counts_s if heard_s == self._heard_s else 0.0
         self._heard_s = heard_s
+        self._floor_s += counts_s
 
     def trickles(self) -> bool:
         """Say, now and then, whether too little has come since this was asked last."""
-        if self.ticks % _FLOOR_TICKS:
+        if self._floor_s < _FLOOR_S:
             return False
         came_bytes = self.ask.got_bytes - self._floor_bytes
-        self._floor_bytes = self.ask.got_bytes
+        self._floor_s, self._floor_bytes = 0.0, self.ask.got_bytes
         return came_bytes < _FLOOR_BYTES
 
     def give_up(self) -> None:
@@ -84,6 +91,7 @@ class Asking:
         self._won: tuple[_Running, Served] | None = None
         self._is_missing = False  # its owner knows that the mirror has none
         self._moved = trio.Event()
+        self._counts_s = TICK_S  # of the last tick
 
     async def run(self) -> str | None:
         """Fill `into`; return the tier that it came from, None where nobody gives the chunk."""
@@ -108,11 +116,13 @@ class Asking:
 
     async def _something_moved(self) -> bool:
         """Return True once a question has ended; False after a tick."""
-        moved = self._moved
-        with trio.move_on_after(TICK_S):
+        moved, due_s = self._moved, trio.current_time() + TICK_S
+        with trio.move_on_at(due_s):
             await moved.wait()
         if moved.is_set():
             self._moved = trio.Event()
+        else:
+            self._counts_s = TICK_S if trio.current_time() < due_s + _LATE_S else TICK_S * _LATE_COUNTS
         return moved.is_set()
 
     def _waits_for_one(self) -> bool:
@@ -159,16 +169,21 @@ class Asking:
         for running in self._running:
             if running.given_up:
                 continue
-            running.tick()
-            if running.silent_ticks == _PING_TICKS:
+            running.tick(self._counts_s)
+            if running.silent_s >= _PING_S and not running.pinged:
+                running.pinged = True
                 self._peers.ping(running.peer)
-            if running.silent_ticks * TICK_S >= self._peers.silence_s:
+            if running.silent_s >= self._peers.silence_s:
+                _log.info("the peer %s gives no sign of life", running.peer.name)
                 running.peer.away()
                 running.give_up()
             elif running.trickles():
+                _log.info("the peer %s sends a trickle", running.peer.name)
                 running.peer.failed(UnavailableError("a trickle"), self._peers.warn)
                 running.give_up()
-            elif running.still_ticks * TICK_S >= hangs_s:
+            elif running.still_s >= hangs_s:
+                if not running.passed_over:
+                    _log.info("the peer %s hangs on chunk %s", running.peer.name, self._name.digest[:12])
                 running.passed_over = True
 
     def _end(self) -> None:

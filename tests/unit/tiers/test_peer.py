@@ -326,7 +326,7 @@ def test_who_is_slow_but_delivers_is_left_to_it(
 
 
 def test_a_trickle_is_given_up(cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_FLOOR_TICKS", 6)
+    monkeypatch.setattr(asking, "_FLOOR_S", 1.5)
     made = cluster()
     chunk = Chunk("rev", FILES[-1], 0)
     owner = made.order(chunk)[0]
