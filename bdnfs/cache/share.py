@@ -203,7 +203,8 @@ class Share:
         try:
             fd = os.open(draft, flags, 0o600)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for parent in reversed(path.relative_to(self.directory).parents):
+                (self.directory / parent).mkdir(exist_ok=True, mode=0o700)
             fd = os.open(draft, flags, 0o600)
         try:
             while data:

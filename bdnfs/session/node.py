@@ -139,10 +139,11 @@ async def _serve(
                     yield_all([os.getpid(), *(front.nginx.pids() if front.nginx else [])], idle=runs)
 
             telling = Telling(me, cluster.name, membership, share, served, owning, yielding, front.nginx)
+            holdings = Holdings(share, blobs, behind_nginx=front.nginx is not None)
             app = NodeApp(
                 Self(me.name, config.tenant or TENANT, only_local=access == Access()),
                 Gate(access.token),
-                Holdings(share, blobs, behind_nginx=front.nginx is not None),
+                holdings,
                 owning,
                 yielding,
                 served,
@@ -152,8 +153,8 @@ async def _serve(
                 warn=warn,
             )
 
-            nursery.start_soon(front.run, app, limit, lambda: _next(signals))
-            nursery.start_soon(_tidy, share, blobs)
+            nursery.start_soon(front.run, app, limit, lambda: _next(signals), lambda error: warn(bug(error)))
+            nursery.start_soon(_tidy, holdings)
             nursery.start_soon(yielding.run, job)
             if front.nginx is not None:
                 nursery.start_soon(front.nginx.supervise, lambda: job(yielding.job))
@@ -175,12 +176,10 @@ async def _next(signals: AsyncIterator[int]) -> None:
         return
 
 
-async def _tidy(share: Share, blobs: Blobs) -> None:
-    """Now and then give back what nobody needs any more, and what the disk lacks."""
+async def _tidy(holdings: Holdings) -> None:
     while True:
         await trio.sleep(_TIDY_EVERY_S)
-        await trio.to_thread.run_sync(blobs.let_go)
-        await trio.to_thread.run_sync(share.shrink)
+        await holdings.tidy()
 
 
 class _Room:

@@ -9,6 +9,7 @@ its blobs have ids that nobody else knows, and no content's name leads to them.
 import os
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,6 +76,23 @@ class Blobs:
                 ):
                     found.append((blob, row, chunk))
         return [(blob, row) for blob, row, chunk in found if self._is_there(chunk)]
+
+    def covered(self, chunks: Iterable[Asked]) -> list[Asked]:
+        """Return those that a whole blob of their file has: they need not be kept a second time."""
+        found: dict[bytes, tuple[BlobRow, list[Asked]]] = {}
+        with self._cache.read() as ledger:
+            for asked in chunks:
+                blob = ledger.alias(alias_name(self._tenant, asked.file)) if asked.file else None
+                row = ledger.blob(blob) if blob else None
+                chunk = ledger.chunk(blob, asked.start // CHUNK_BYTES) if blob else None
+                if blob and row and row.whole and chunk and chunk.digest.hex() == asked.key.digest:
+                    found.setdefault(blob, (row, []))[1].append(asked)
+        return [
+            asked
+            for blob, (row, named) in found.items()
+            if looks_sealed(self._cache.layout, blob, row)
+            for asked in named
+        ]
 
     def _is_there(self, chunk: ChunkRow) -> bool:
         return chunk.state is ChunkState.SYNCED or self._cache.is_alive(chunk.writer)

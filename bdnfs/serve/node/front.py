@@ -34,12 +34,16 @@ class Front:
         self._ended, self._emptied = trio.Event(), trio.Event()
 
     async def run(
-        self, app: Callable[[Request], Awaitable[Answer]], connections_max: int, at_once: Waits
+        self,
+        app: Callable[[Request], Awaitable[Answer]],
+        connections_max: int,
+        at_once: Waits,
+        bug: Callable[[BaseException], object],
     ) -> None:
-        """Serve app until `end`; at_once: returns where what is under way may not even end."""
+        """Serve app until `end`; at_once: returns where what is under way may not even end. bug: as in HttpServer."""
         try:
             tls = None if self.nginx else self._tls
-            server = HttpServer(app, self._listeners, tls, connections_max)
+            server = HttpServer(app, self._listeners, tls, connections_max, bug)
             await server.run(self._ended.wait, at_once)
         finally:
             self._emptied.set()

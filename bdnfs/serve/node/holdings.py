@@ -1,10 +1,13 @@
 """What is on this node already: in its share, or in a blob; and how it gets to whoever asked."""
 
+from collections import OrderedDict
+from contextlib import suppress
 from typing import NamedTuple
 
 import trio
 
-from bdnfs.cache.share import Share
+from bdnfs.cache.share import Share, ShareKey
+from bdnfs.core.errors import BdnfsError
 from bdnfs.serve.node.asked import Asked
 from bdnfs.serve.node.blobs import Blobs, InBlob, read_blob
 from bdnfs.serve.node.owning import Fetched
@@ -13,6 +16,7 @@ from bdnfs.serve.node.owning import Fetched
 SHARE_LOCATION, BLOBS_LOCATION = "/.share/", "/.blobs/"
 SHARE, NODE = "share", "node"
 _READS_MAX = 16
+_TIDIED_MAX = 2000
 
 
 class Accel(NamedTuple):
@@ -36,10 +40,14 @@ class Holdings:
     def __init__(self, share: Share, blobs: Blobs, *, behind_nginx: bool) -> None:
         self._share, self._blobs, self._behind_nginx = share, blobs, behind_nginx
         self._threads = trio.CapacityLimiter(_READS_MAX)
+        # Chunks of the share, as they were asked for last: so their file's blob is found, once it is whole.
+        self._kept: OrderedDict[ShareKey, Asked] = OrderedDict()
 
     async def find(self, asked: Asked) -> Accel | Inline | None:
         """Return the chunk if it is here: from the share, which costs least, else from a blob."""
         size = self._share.looks_sound(asked.key)
+        if size is not None and asked.file:
+            self._kept[asked.key] = asked
         if size is not None and self._behind_nginx:
             return self._in_share(asked, size)
         if size is None and not self._share.holds(asked.key) and not (asked.file or asked.blob):
@@ -48,9 +56,29 @@ class Holdings:
 
     def fetched(self, asked: Asked, fetched: Fetched) -> Accel | Inline:
         """Return how a chunk that just came gets to whoever asked."""
+        if fetched.kept and asked.file:
+            self._kept[asked.key] = asked
         if fetched.kept and self._behind_nginx and self._share.looks_sound(asked.key) == asked.size:
             return Accel(fetched.tier, SHARE_LOCATION + asked.key.path)
         return Inline(fetched.tier, fetched.data)
+
+    async def tidy(self) -> None:
+        """Let go of what may no longer be being sent, and of what is kept twice; to be called now and then."""
+        await trio.to_thread.run_sync(self._blobs.let_go)
+        await trio.to_thread.run_sync(self._share.shrink)
+        looked = [self._kept.popitem(last=False)[1] for _ in range(min(_TIDIED_MAX, len(self._kept)))]
+        twice = await trio.to_thread.run_sync(self._twice, looked) if looked else frozenset()
+        for asked in looked:
+            if asked.key not in twice and self._share.holds(asked.key):
+                self._kept.setdefault(asked.key, asked)  # its blob may be whole later on
+
+    def _twice(self, looked: list[Asked]) -> frozenset[ShareKey]:
+        with suppress(BdnfsError):
+            keys = frozenset(asked.key for asked in self._blobs.covered(looked))
+            for key in keys:
+                self._share.drop(key)
+            return keys
+        return frozenset()
 
     def _look(self, asked: Asked) -> Accel | Inline | None:
         size = self._share.find(asked.key)

@@ -64,6 +64,7 @@ class HttpServer:
     """Serves on listeners.
 
     answers: gives the answer to each request; raises nothing
+    bug:     is told of an error that nobody expected: it ends its connection, and nothing else
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class HttpServer:
         listeners: Sequence[trio.SocketListener],
         tls: ssl.SSLContext | None,
         connections_max: int,
+        bug: Callable[[BaseException], object],
     ) -> None:
-        self._answers = answers
+        self._answers, self._bug = answers, bug
         self._slots = trio.Semaphore(connections_max)
         self._lines: set[Line] = set()
         self._idle: set[trio.CancelScope] = set()
@@ -123,6 +125,8 @@ class HttpServer:
             await self._talk(stream, line)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
             pass  # the client went away, or is none of ours
+        except Exception as error:
+            self._bug(error)
         finally:
             line.abort()
             self._lines.discard(line)
@@ -151,7 +155,8 @@ class HttpServer:
                 return
             path, _, query = bytes(head.target).partition(b"?")
             request = Request(bytes(head.method), path, query, head.headers, body, client, server)
-            await _send(http, stream, await self._answers(request))
+            answer = await self._answers(request)
+            await _send(http, stream, answer._replace(body=b"") if head.method == b"HEAD" else answer)
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()

@@ -87,28 +87,34 @@ http {{
   server {{
 {chr(10).join(f"    listen {each}{ssl};" for each in listens)}
 {_tls(tls)}
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    proxy_set_header Host $http_host;
+    proxy_set_header Bdnfs-Client $remote_addr;
+    proxy_set_header Bdnfs-Server $server_addr;
+    proxy_buffering off;
+    proxy_connect_timeout 5s;
+    proxy_read_timeout 120s;
+    proxy_next_upstream off;
     location / {{
       proxy_pass http://app;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_set_header Host $http_host;
-      proxy_set_header Bdnfs-Client $remote_addr;
-      proxy_set_header Bdnfs-Server $server_addr;
-      proxy_buffering off;
-      proxy_connect_timeout 5s;
-      proxy_read_timeout 120s;
-      proxy_next_upstream off;
+    }}
+    # Evicted between the app's answer and nginx's look: the app is asked once more.
+    location @again {{
+      proxy_pass http://app$request_uri;
     }}
     location {SHARE_LOCATION} {{
       internal;
       max_ranges 0;
       alias ../share/;
+      error_page 404 = @again;
       add_header Bdnfs-Tier $upstream_http_bdnfs_tier;
     }}
     location {BLOBS_LOCATION} {{
       internal;
       max_ranges 1;
       alias /proc/{pid}/fd/;
+      error_page 404 = @again;
       add_header Bdnfs-Tier $upstream_http_bdnfs_tier;
     }}
   }}
