@@ -1,4 +1,4 @@
-"""python -m benchmarks hit-miss | gpu | mirror | cluster | serving | simulate: Markdown, or one JSON object (--json)."""
+"""python -m benchmarks hit-miss | gpu | mirror | cluster | serving | simulate: Markdown, or JSON with --json."""
 
 import json
 import signal
@@ -101,6 +101,55 @@ def mirror(as_json: bool, small: bool, pairs: int, output: Path, directory: Path
     found = measuring.mirror(directory, small=small, pairs=pairs, say=_say)
     table = measuring.mirror_table(found)
     write_report(found, output, "mirror", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("cluster")
+@click.option("--nodes", type=click.IntRange(1, 32), default=4, show_default=True)
+@click.option(
+    "--rate",
+    "rate_mbit",
+    type=click.FloatRange(1),
+    default=110.0,
+    show_default=True,
+    help="Mbit/s of a link.",
+)
+@click.option(
+    "--size", "size_mib", type=click.IntRange(4), default=256, show_default=True, help="Of the snapshot, MiB."
+)
+@click.option("--chunk", "chunk_kib", type=click.IntRange(16), default=512, show_default=True, help="KiB.")
+@click.option("--mtu", type=click.IntRange(1280, 9000), default=9000, show_default=True, help="Of the links.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Measure these, too.")
+@_output_option
+@_json_option
+def cluster(
+    nodes: int,
+    rate_mbit: float,
+    size_mib: int,
+    chunk_kib: int,
+    mtu: int,
+    baselines: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """N nodes on links of their own fill themselves with one snapshot; everyone from the mirror; libtorrent."""
+    from benchmarks.cluster.measuring import cluster as measure
+    from benchmarks.cluster.measuring import cluster_plot, cluster_table
+    from benchmarks.report import write_report
+
+    found = measure(
+        ROOT / ".quickstart",
+        nodes=nodes,
+        size_bytes=size_mib << 20,
+        chunk_bytes=chunk_kib << 10,
+        rate_bits=round(rate_mbit * 1e6),
+        mtu=mtu,
+        baselines=baselines,
+        say=_say,
+    )
+    table, name = cluster_table(found), f"cluster-{nodes}"
+    write_report(found, output, name, table)
+    cluster_plot(found, output / f"{name}.png")
     print(json.dumps(found) if as_json else table)
 
 

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ PORT = 7891
 REPOSITORY = "local/scaled"
 FILES = 4
 _START_S, _FILL_S, _SAID_BYTES_MAX = 60.0, 900.0, 2000
+_WINDOW_S, _LOOK_S = 5.0, 0.5
 _MEMORY = Path("/dev/shm")
 
 
@@ -221,13 +223,15 @@ def served(place: ClusterPlace, nodes: Sequence[Node], *words: str) -> Iterator[
 
 @dataclass(frozen=True)
 class Filled:
-    """seconds: of each node, from the common start; cpu: of all CPUs, the part that was busy meanwhile
+    """seconds: of each node, from the common start
 
+    cpu_max, cpu_mean: of all CPUs, the part that was busy in the busiest 5 s, and in all
     sent_bytes: by each node's link; hub_bytes, mirror_bytes: what the servers sent
     """
 
     seconds: list[float]
-    cpu: float
+    cpu_max: float
+    cpu_mean: float
     sent_bytes: list[int]
     received_bytes: list[int]
     hub_bytes: int
@@ -235,13 +239,19 @@ class Filled:
     said: list[str]
 
 
-def filled(place: ClusterPlace, nodes: Sequence[Node], words: Sequence[str]) -> Filled:
-    """Run the same on all nodes at once, each a program that says `ready` first; BenchmarkError where one fails."""
+def filled(
+    place: ClusterPlace, nodes: Sequence[Node], words: Sequence[str] | Sequence[Sequence[str]]
+) -> Filled:
+    """Run modules on all nodes at once, each of which says `ready` first; BenchmarkError where one fails.
+
+    words: module and arguments, the same for all or for each
+    """
     started: list[subprocess.Popen[bytes]] = []
     said = [(node.home / "fill.log").open("w+b") for node in nodes]
     try:
-        for node, log in zip(nodes, said, strict=True):
-            command = [sys.executable, "-m", *words]
+        for number, (node, log) in enumerate(zip(nodes, said, strict=True)):
+            mine = words if isinstance(words[0], str) else words[number]
+            command = [sys.executable, "-m", *map(str, mine)]
             started.append(
                 place.popen(node, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
             )
@@ -250,17 +260,19 @@ def filled(place: ClusterPlace, nodes: Sequence[Node], words: Sequence[str]) -> 
         time.sleep(1.0)  # what starting them cost is not to be in what is measured
         hub, mirror = place.stats("hub")["bytes_sent"], place.stats("mirror")["bytes_sent"]
         before = [node.host.traffic() for node in nodes]
-        cpu, began_s = _cpu(), time.monotonic()
+        busy = _Busy()
+        began_s = time.monotonic()
         for process in started:
             assert process.stdin is not None
             process.stdin.write(b"go\n")
             process.stdin.flush()
         seconds = _all_ended(started, said, began_s)
-        busy = _busy(cpu, _cpu())
+        cpu_max, cpu_mean = busy.end()
         after = [node.host.traffic() for node in nodes]
         return Filled(
             seconds,
-            busy,
+            cpu_max,
+            cpu_mean,
             [now[0] - then[0] for now, then in zip(after, before, strict=True)],
             [now[1] - then[1] for now, then in zip(after, before, strict=True)],
             int(place.stats("hub")["bytes_sent"] - hub),
@@ -312,14 +324,37 @@ def _all_ended(
     return [ended[number] for number in range(len(started))]
 
 
-def _cpu() -> tuple[float, float]:
-    """Return the machine's CPU time so far: busy, all."""
-    fields = [float(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return sum(fields) - fields[3] - fields[4], sum(fields)
+class _Busy:
+    """What part of all CPUs is busy, looked at twice a second until `end`."""
+
+    def __init__(self) -> None:
+        self._seen = [self._now()]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> tuple[float, float]:
+        """Return the part in the busiest _WINDOW_S, and in all."""
+        self._ended.set()
+        self._thread.join()
+        self._seen.append(self._now())
+        looks = round(_WINDOW_S / _LOOK_S)
+        windows = [_part(then, now) for then, now in zip(self._seen, self._seen[looks:], strict=False)]
+        mean = _part(self._seen[0], self._seen[-1])
+        return max([mean, *windows]), mean
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            self._seen.append(self._now())
+
+    def _now(self) -> tuple[float, float]:
+        """Return the machine's CPU time so far: busy, all."""
+        fields = [float(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(fields) - fields[3] - fields[4], sum(fields)
 
 
-def _busy(before: tuple[float, float], after: tuple[float, float]) -> float:
-    return (after[0] - before[0]) / max(after[1] - before[1], 1.0)
+def _part(then: tuple[float, float], now: tuple[float, float]) -> float:
+    return (now[0] - then[0]) / max(now[1] - then[1], 1.0)
 
 
 def _write_model(directory: Path, size_bytes: int) -> None:
@@ -360,6 +395,3 @@ def _remove(home: Path) -> None:
     for place, _, _ in os.walk(home):
         os.chmod(place, 0o700)
     shutil.rmtree(home, ignore_errors=True)
-
-
-Say = Callable[[str], None]
