@@ -70,6 +70,8 @@ class Serving:
         self.token_file.write_text(TOKEN + "\n")
         self.token_file.chmod(0o600)
         self.tls: ssl.SSLContext | None = None
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        self.environment = {**kept, "HOME": str(place), "BDNFS_CONFIG": str(place / "config.yaml")}
         self.configure()
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -87,15 +89,29 @@ class Serving:
             "cluster": {name: value for name, value in fields.items() if value is not None},
             **sections,
         }
-        self.config = self.place / "config.yaml"
-        self.config.write_text(
-            json.dumps({name: value for name, value in content.items() if value is not None})
-        )
+        kept = {name: value for name, value in content.items() if value is not None}
+        (self.place / "config.yaml").write_text(json.dumps(kept))
 
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        return {**kept, "HOME": str(self.place), "BDNFS_CONFIG": str(self.config)}
+    def program(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start another `bdnfs` command of this node's."""
+        with (self.place / "command").open("wb") as err:
+            process = subprocess.Popen(
+                [BDNFS, *words],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=err,
+            )
+        self._started.insert(0, process)
+        return process
+
+    def run(self, *words: str) -> str:
+        """Run another `bdnfs` command of this node's; return what it says."""
+        out, _ = self.program(*words).communicate(timeout=WAIT_S)
+        said = (self.place / "command").read_text()
+        assert self._started[0].returncode == 0, said
+        assert TOKEN not in said + out.decode()
+        return out.decode()
 
     def launch(self, *words: str) -> "subprocess.Popen[bytes]":
         """Start `bdnfs node`; what it says goes to files."""
@@ -149,6 +165,8 @@ class Serving:
             if process.poll() is None:
                 process.kill()
             process.wait(WAIT_S)
+            if process.stdout is not None:
+                process.stdout.close()
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -202,3 +220,11 @@ def until(condition: Any, what: str, limit_s: float = WAIT_S) -> Any:
 def children(pid: int) -> Sequence[int]:
     """The pids of a process's children."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process runs; one that has ended and nobody has waited for doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
