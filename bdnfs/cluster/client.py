@@ -34,6 +34,7 @@ class ChunkName(NamedTuple):
     digest:      64 hex digits, BLAKE3 of its bytes
     start, stop: its range in the asker's file
     file:        the file's content, `b3:<hex>` or `b3map:<hex>`: who holds the file finds it there
+    blob:        the id of the asker's blob in hex digits, "" for none: who is filling the same finds it there
     """
 
     org: str
@@ -42,6 +43,7 @@ class ChunkName(NamedTuple):
     start: int
     stop: int
     file: str
+    blob: str = ""
 
 
 class NodeMember(msgspec.Struct, frozen=True):
@@ -150,6 +152,8 @@ class Ask:
         length = chunk.stop - chunk.start
         path = f"/v1/chunks/{chunk.org}/{chunk.namespace}/{chunk.digest}"
         asked = {"Range": f"bytes={chunk.start}-{chunk.stop - 1}", "Bdnfs-File": chunk.file}
+        if chunk.blob:
+            asked["Bdnfs-Blob"] = chunk.blob
         with self._exchange as exchange:
             response = exchange.send("GET", f"{path}?held=1" if self._held else path, asked)
             self._hear(0)

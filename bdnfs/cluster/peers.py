@@ -4,6 +4,7 @@ Everything here is one trio thread's; what blocks runs in worker threads. Nothin
 """
 
 import logging
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import trio
 
 from bdnfs.cluster.access import open_access
 from bdnfs.cluster.client import NodeStatus, PeerClient, local_client
+from bdnfs.cluster.connections import CONNECT_S
 from bdnfs.cluster.owners import Rendezvous
 from bdnfs.core.errors import BdnfsError, CredentialsError, IntegrityError, UnavailableError
 from bdnfs.spec.cluster import ClusterConfig
@@ -26,39 +28,48 @@ _BUSY_S_MAX = 5.0
 # How long anybody waits for the last report of a fill that is over.
 _LAST_REPORT_S = 1.0
 _ANSWERS_KEPT = 64
+_PINGED_MAX = 16
+# One other that is away may well be; of two or more that are so at once nobody knows.
+_CUT_MIN = 2
 _log = logging.getLogger(__name__)
 
 
 class Peer:
     """One member, as it is to be asked.
 
-    own:           it is this machine's node
-    avoid_until_s: not to be asked before then (trio's clock)
-    pinging:       it is being asked whether it is up
+    own:     it is this machine's node
+    is_away: it gave no answer, and has not been heard of since; died_s: from when on (trio's clock)
+    pinging: it is being asked whether it is up
     """
 
     def __init__(self, name: str, client: PeerClient, *, own: bool) -> None:
         self.name, self.client, self.own = name, client, own
-        self.avoid_until_s = 0.0
-        self.pinging = False
+        self.is_away = self.pinging = False
+        self.died_s = 0.0
         self._away = 0
+        self._away_until_s = self._shunned_until_s = 0.0
         self._told: set[type[BdnfsError]] = set()
 
     @property
     def is_asked(self) -> bool:
         """Whether it is not to be avoided now."""
-        return trio.current_time() >= self.avoid_until_s
+        return trio.current_time() >= self.avoided_until_s
+
+    @property
+    def avoided_until_s(self) -> float:
+        return max(self._away_until_s, self._shunned_until_s)
 
     def answered(self) -> None:
-        self._away = 0
+        self._away, self.is_away, self._away_until_s = 0, False, 0.0
 
     def away(self) -> None:
         """It gave no answer: leave it alone, the longer the oftener."""
-        if trio.current_time() < self.avoid_until_s:
+        if trio.current_time() < self._away_until_s:
             return  # what was asked before says nothing new
         self._away += 1
+        self.is_away, self.died_s = True, trio.current_time()
+        self._away_until_s = trio.current_time() + min(AWAY_S_MAX, AWAY_S * 2.0 ** (self._away - 1))
         _log.info("the peer %s is away", self.name)
-        self.avoid_until_s = trio.current_time() + min(AWAY_S_MAX, AWAY_S * 2.0 ** (self._away - 1))
 
     def failed(self, error: BdnfsError, warn: Callable[[str], None]) -> None:
         """Leave it alone, as its error says; warn hears of what somebody has to look at, once."""
@@ -66,9 +77,9 @@ class Peer:
             if error.retry_after_s is None:
                 self.away()
             else:
-                self._avoid(min(error.retry_after_s, _BUSY_S_MAX))
+                self._shun(min(error.retry_after_s, _BUSY_S_MAX))
             return
-        self._avoid(WRONG_S)
+        self._shun(WRONG_S)
         kind = type(error)
         if kind not in self._told:
             self._told.add(kind)
@@ -77,12 +88,8 @@ class Peer:
                 also = "; nothing of it was used. Is it another version, or broken?"
             warn(f"the peer {self.name} is not asked for {WRONG_S:.0f} s: {error}{also}")
 
-    def is_back(self) -> None:
-        """It was taken for dead, and is not."""
-        self.avoid_until_s = 0.0
-
-    def _avoid(self, for_s: float) -> None:
-        self.avoid_until_s = max(self.avoid_until_s, trio.current_time() + for_s)
+    def _shun(self, for_s: float) -> None:
+        self._shunned_until_s = max(self._shunned_until_s, trio.current_time() + for_s)
 
 
 class Peers:
@@ -100,6 +107,7 @@ class Peers:
         self.members: dict[str, Peer] = {}
         self.silence_s = SILENCE_S
         self._pings: trio.Nursery | None = None
+        self._back = trio.Event()
         self._known: NodeStatus | None = None
         self._warned = False
         self._answers_s: deque[float] = deque(maxlen=_ANSWERS_KEPT)
@@ -142,6 +150,8 @@ class Peers:
             async with trio.open_nursery() as self._pings:
                 while True:
                     await trio.sleep(REFRESH_S)
+                    for peer in self._away()[:_PINGED_MAX]:
+                        self.ping(peer)
                     await self.refresh()
                     await self._tell(tier_bytes)
         finally:
@@ -155,16 +165,39 @@ class Peers:
             peer.pinging = True
             self._pings.start_soon(self._ping, peer)
 
+    async def reachable(self) -> None:
+        """Where all others are away the fault may be this machine's: wait a moment for any of them.
+
+        As its line comes back they are to be asked at once, or all that is missing would be asked of the mirror.
+        """
+        away = self._away()
+        others = [peer for peer in self.members.values() if not peer.own]
+        if len(away) < len(others) or len(others) < _CUT_MIN:
+            return
+        for peer in away[:_PINGED_MAX]:
+            self.ping(peer)
+        with trio.move_on_after(CONNECT_S):
+            await self._back.wait()
+
+    def _away(self) -> list[Peer]:
+        """Return those of the others that are away, in any order."""
+        away = [peer for peer in self.members.values() if peer.is_away and not peer.own]
+        random.shuffle(away)
+        return away
+
     async def _ping(self, peer: Peer) -> None:
         try:
             is_up = await trio.to_thread.run_sync(peer.client.is_up, abandon_on_cancel=True)
         finally:
             peer.pinging = False
-        if is_up and not peer.is_asked:
-            # Too much to do, here or there. To take more for dead would only add to it.
-            peer.is_back()
-            self.silence_s = min(SILENCE_S_MAX, 2 * self.silence_s)
-            _log.info("the peer %s was taken for dead, and is not", peer.name)
+        if is_up and peer.is_away:
+            _log.info("the peer %s is up", peer.name)
+            if trio.current_time() < peer.died_s + SILENCE_S_MAX:
+                # It was not dead: there is too much to do, here or there. To take more for dead would only add to it.
+                self.silence_s = min(SILENCE_S_MAX, 2 * self.silence_s)
+            peer.answered()
+            self._back.set()
+            self._back = trio.Event()
 
     async def _tell(self, tier_bytes: Mapping[str, int]) -> None:
         now = dict(tier_bytes)

@@ -1,6 +1,5 @@
 """Snapshots under way to this node: opened, read on demand, filled until whole."""
 
-import random
 import resource
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -14,33 +13,31 @@ from bdnfs.cache.rows import BlobRow
 from bdnfs.core.ranges import chunk_range, chunks_of
 from bdnfs.delivery.fetcher import Fetcher
 from bdnfs.delivery.files import OpenFile
+from bdnfs.delivery.fill import Fill
 from bdnfs.delivery.nursery import open_nursery
 from bdnfs.delivery.progress import Progress
 from bdnfs.delivery.resolve import Admitted
 from bdnfs.delivery.sealing import SYNC_BYTES, Sealer
-from bdnfs.delivery.stall import BUSY_TIMEOUT_S, Stall
+from bdnfs.delivery.stall import BUSY_TIMEOUT_S
 from bdnfs.delivery.window import Window
 from bdnfs.spec.config import UpstreamConfig
-from bdnfs.tiers.base import Tier
+from bdnfs.tiers.base import Cluster, Tier
 from bdnfs.tiers.origin import MIRROR, ORIGIN, OriginTier
 from bdnfs.tiers.retry import Pace, Retry
 
 if TYPE_CHECKING:
     from bdnfs.cluster.peers import Peers
 
-# Files that are filled at the same time; the fetches they share are fewer (Pace.slots).
-_FILES_AT_ONCE = 64
-_BUSY_PAUSE_S = 0.05
-
 
 class Snapshot:
     """One admitted snapshot and the state of its files."""
 
-    def __init__(self, admitted: Admitted, tier: Tier) -> None:
+    def __init__(self, admitted: Admitted, tier: Tier, cluster: Cluster | None) -> None:
         self.id = admitted.snapshot_id
         self.manifest = admitted.record.manifest
         self.pin = admitted.pin
         self.mirrored = admitted.mirrored
+        self.cluster = cluster
         # The same bytes twice in a snapshot are one file here: one blob, one state.
         states: dict[bytes, OpenFile] = {}
         self.files = []
@@ -77,16 +74,13 @@ class Delivery:
         progress: Progress,
         busy_timeout_s: float,
         window: Window | None,
-        peers: "Peers | None",
     ) -> None:
         self._window = window
-        self._peers = peers
-        self._busy_timeout_s = busy_timeout_s
         self.snapshots = snapshots
         self.progress = progress
         self._cache = cache
         self._fetcher = fetcher
-        self._sealer = sealer
+        self._fill = Fill(cache, fetcher, sealer, progress, busy_timeout_s)
 
     def read_now(self, snapshot: int, file: int, offset: int, into: memoryview) -> bool:
         """Fill `into` if every byte is present and in memory; False where anything must be waited for."""
@@ -151,29 +145,16 @@ class Delivery:
     async def fill(self, snapshot: Snapshot) -> Path:
         """Bring everything of the snapshot here; return its tree once it is whole.
 
-        With peers in an order of its own: at any moment the nodes that fill the same ask all owners, and each for
-        something else. Raises the first error that stops a file; what has been fetched is kept for another try.
+        Raises the first error that stops a file; what has been fetched is kept for another try.
         """
         whole = await trio.to_thread.run_sync(self._look, snapshot)
         if snapshot.waits and whole < len(snapshot.unique):
             await self._take_turn(snapshot)
-        files = list(snapshot.unique)
-        if self._shuffles:
-            random.shuffle(files)
-        send, receive = trio.open_memory_channel[OpenFile](0)
-        async with open_nursery() as nursery:
-            for _ in range(min(_FILES_AT_ONCE, max(1, len(snapshot.unique) - whole))):
-                nursery.start_soon(self._fill_files, receive.clone())
-            receive.close()
-            async with send:
-                for file in files:
-                    if not file.whole:
-                        await send.send(file)
+        if snapshot.cluster is not None and snapshot.cluster.is_asked:
+            await self._fill.together(snapshot.unique, snapshot.cluster)
+        else:
+            await self._fill.alone(snapshot.unique)
         return await trio.to_thread.run_sync(self._cache.publish_snapshot, snapshot.id)
-
-    @property
-    def _shuffles(self) -> bool:
-        return self._peers is not None and self._peers.any
 
     async def _take_turn(self, snapshot: Snapshot) -> None:
         """Let who is mirroring the snapshot finish, or take over from it."""
@@ -203,48 +184,6 @@ class Delivery:
         file.let_go()  # another file takes its place
         return False
 
-    async def _fill_files(self, files: trio.MemoryReceiveChannel[OpenFile]) -> None:
-        async for file in files:
-            async with open_nursery() as nursery:
-                nursery.start_soon(self._sealer.finish, file)
-                await self._fill_chunks(file)
-
-    async def _fill_chunks(self, file: OpenFile) -> None:
-        """Ask for every missing chunk; what another process is fetching is looked at again later."""
-        blob = await file.opened(self._cache)
-        if not file.ranged:
-            while not file.whole and not blob.complete:
-                await self._fetcher.need(file, blob.present.find(0), demand=False)
-            return
-        waiting = [index for index, present in enumerate(blob.present) if not present]
-        self.progress.has(file, file.entry.size - missing_bytes(file.entry.size, waiting))
-        if self._shuffles:
-            random.shuffle(waiting)
-        stall = Stall(blob.path, self._busy_timeout_s)
-        while waiting and not file.whole:
-            before, waiting = len(waiting), await self._round(file, waiting)
-            if waiting:
-                if len(waiting) < before:
-                    stall.moved()
-                stall.check("a chunk")
-                # Not the same order as everyone else: eight ranks would meet at each chunk.
-                random.shuffle(waiting)
-                await trio.sleep(_BUSY_PAUSE_S)
-
-    async def _round(self, file: OpenFile, indices: list[int]) -> list[int]:
-        """Ask for each once; return those that another process is at."""
-        queue, busy = iter(indices), list[int]()
-
-        async def work() -> None:
-            for index in queue:
-                if not await self._fetcher.prefetch(file, index):
-                    busy.append(index)
-
-        async with open_nursery() as nursery:
-            for _ in range(min(len(indices), self._fetcher.fetches_max)):
-                nursery.start_soon(work)
-        return busy
-
 
 @asynccontextmanager
 async def open_delivery(
@@ -272,7 +211,11 @@ async def open_delivery(
     _raise_open_files()
     pace = Pace(config.fetches_max)
     threads = trio.CapacityLimiter(2 * config.fetches_max)
-    snapshots = [Snapshot(item, _tier(item, threads, pace, config, progress, peers)) for item in admitted]
+    snapshots = []
+    for each in admitted:
+        cluster = None if peers is None else _cluster(each, peers, config, window=window)
+        tier = _tier(each, threads, pace, config, progress, cluster)
+        snapshots.append(Snapshot(each, tier, cluster))
     progress.total_bytes = sum(file.entry.size for item in snapshots for file in item.unique)
     progress.files = sum(len(item.unique) for item in snapshots)
     with ExitStack() as after:  # once every worker thread that may use a descriptor has come back
@@ -292,7 +235,7 @@ async def open_delivery(
                 nursery.start_soon(peers.keep, progress.tier_bytes)
             fetcher = Fetcher(cache, nursery, pace, progress, config, busy_timeout_s, kept)
             try:
-                yield Delivery(cache, snapshots, fetcher, sealer, progress, busy_timeout_s, kept, peers)
+                yield Delivery(cache, snapshots, fetcher, sealer, progress, busy_timeout_s, kept)
             finally:
                 nursery.cancel_scope.cancel()
 
@@ -303,20 +246,29 @@ def _tier(
     pace: Pace,
     config: UpstreamConfig,
     progress: Progress,
-    peers: "Peers | None",
+    cluster: Cluster | None,
 ) -> Tier:
     # A volume's origin is the mirror itself.
     name = MIRROR if item.record.manifest.source.startswith("bdn:") else ORIGIN
     origin = Retry(OriginTier(item.origin, threads, name), pace, config.attempts)
     if item.mirrored is None:
         return origin
+    return item.mirrored.before(origin, threads, config, progress.warn, cluster)
+
+
+def _cluster(item: Admitted, peers: "Peers", config: UpstreamConfig, *, window: bool) -> Cluster | None:
+    """Return the peers as the snapshot's tier; None where no mirror says what its chunks are."""
+    if item.mirrored is None:
+        return None
+    from bdnfs.tiers.peer import PeerTier  # late: brings an HTTP client
+
     files = item.record.manifest.files
-    return item.mirrored.before(origin, threads, config, progress.warn, peers, files)
-
-
-def missing_bytes(size: int, indices: Sequence[int]) -> int:
-    """Return how many bytes these chunks of a file of that size have together."""
-    return sum(stop - start for start, stop in (chunk_range(size, index) for index in indices))
+    # A window's own are named as nobody else's.
+    ids = () if window else zip(files, item.record.blobs, strict=True)
+    blobs = {file.path: blob for file, blob in ids if blob}
+    # As many threads again for questions that were given up, or are asked beside another.
+    threads = trio.CapacityLimiter(3 * config.fetches_max)
+    return PeerTier(item.mirrored.digests, files, peers, threads, blobs)
 
 
 def _raise_open_files() -> None:

@@ -4,9 +4,9 @@ In a cluster only one process takes it in at a time, and the others wait for the
 left to take.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import trio
 
@@ -14,7 +14,6 @@ from bdnfs.cache.node import NodeCache
 from bdnfs.core.errors import BdnfsError
 from bdnfs.core.progress import WAITING, Counters
 from bdnfs.delivery.ingest import Mirroring, ingest_cached
-from bdnfs.manifest.model import FileEntry
 from bdnfs.mirror.digests import Digests
 from bdnfs.mirror.held import HeldFile
 from bdnfs.mirror.ingest import Ingest
@@ -24,9 +23,6 @@ from bdnfs.tiers.base import Chunk, Tier
 from bdnfs.tiers.fallback import Fallback
 from bdnfs.tiers.mirror import Matching, MirrorTier
 from bdnfs.tiers.retry import Pace, Retry
-
-if TYPE_CHECKING:
-    from bdnfs.cluster.peers import Peers
 
 # Behind it stands the origin: what the mirror fails twice, that is asked for.
 _ATTEMPTS = 2
@@ -70,22 +66,13 @@ class Mirrored:
         threads: trio.CapacityLimiter,
         config: UpstreamConfig,
         warn: Callable[[str], None],
-        peers: "Peers | None" = None,
-        files: Sequence[FileEntry] = (),
+        peers: Tier | None = None,
     ) -> Tier:
-        """Return the mirror with the origin behind it, and before it the peers, if there are any.
-
-        files: of the snapshot
-        """
+        """Return the mirror with the origin behind it, and before it the peers, if there are any."""
         upstream: Tier = _Taking(Matching(origin, self.digests), self, threads, warn)
         mirror = Retry(MirrorTier(self.digests, threads), Pace(config.fetches_max), _ATTEMPTS)
-        tier: Tier = Fallback(mirror, upstream, warn)
-        if peers is not None:
-            from bdnfs.tiers.peer import PeerTier  # late: brings an HTTP client
-
-            asked = trio.CapacityLimiter(3 * config.fetches_max)
-            tier = Fallback(PeerTier(self.digests, files, peers, asked), tier, warn)
-        return tier
+        tier = Fallback(mirror, upstream, warn)
+        return tier if peers is None else Fallback(peers, tier, warn)
 
     async def take_turn(self, progress: Counters) -> None:
         """Wait until it is our turn to take what the mirror lacks, or somebody else has; progress shows for whom.

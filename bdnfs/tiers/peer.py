@@ -1,6 +1,7 @@
 """The peers as a tier: a chunk's owner first, then whoever comes next in its order, each answer verified."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import trio
@@ -31,10 +32,18 @@ class PeerTier:
     """
 
     def __init__(
-        self, digests: Digests, files: Sequence[FileEntry], peers: Peers, threads: trio.CapacityLimiter
+        self,
+        digests: Digests,
+        files: Sequence[FileEntry],
+        peers: Peers,
+        threads: trio.CapacityLimiter,
+        blobs: Mapping[str, bytes] | None = None,
     ) -> None:
-        """files: of the whole snapshot. Who owns what depends on all its chunks, and has to be alike on all nodes."""
-        self._digests, self._files = digests, files
+        """files: of the whole snapshot. Who owns what depends on all its chunks, and has to be alike on all nodes.
+
+        blobs: the ids of those that are filled, by the file's path, where others have them by the same
+        """
+        self._digests, self._files, self._blobs = digests, files, blobs or {}
         self._peers, self._threads = peers, threads
         self._chunks = sum(file.chunks for file in files)
         self._names: dict[str, list[ChunkName]] = {}
@@ -48,6 +57,7 @@ class PeerTier:
             return None
         if trio.current_time() < self._unknown_until_s:
             return None
+        await self._peers.reachable()
         try:
             name = await self._name(chunk)
             owner = await self._owner(bytes.fromhex(name.digest))
@@ -57,6 +67,51 @@ class PeerTier:
             return None
         order = self._order(owner, bytes.fromhex(name.digest), self._peers.ranking)
         return await Asking(name, order, into, self._peers, self._threads).run()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is anybody to ask."""
+        return self._peers.any
+
+    async def arranged(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Return the places of chunks in the order in which to ask for them.
+
+        One owner's chunks in one order, which is the same on all nodes, so that what the mirror sends to it is what all
+        of them want of it next; but the owners in a random one, so that not all nodes ask the same one at once. In
+        random order all through, eight nodes would take half as long again: most of their questions would be
+        waiting for chunks that no owner has yet.
+        """
+        order = list(range(len(chunks)))
+        random.shuffle(order)
+        try:
+            names = [await self._name(chunk) if self._digests.holds(chunk.file) else None for chunk in chunks]
+            digests = [b"" if name is None else bytes.fromhex(name.digest) for name in names]
+            owners = await self._owners_of(digests)
+        except BdnfsError:
+            return order
+        places: dict[str | None, list[int]] = {}
+        for place, chunk in enumerate(order):
+            places.setdefault(owners[chunk], []).append(place)
+        for owner, taken in places.items():
+            if owner is not None:
+                theirs = sorted((order[place] for place in taken), key=digests.__getitem__)
+                for place, chunk in zip(taken, theirs, strict=True):
+                    order[place] = chunk
+        return order
+
+    async def _owners_of(self, digests: Sequence[bytes]) -> list[str | None]:
+        """Return each chunk's owner; None for b"", which is none of the mirror's."""
+        ranking = self._peers.ranking
+        await self._owner(b"")
+        known = self._owners
+
+        def owners() -> list[str | None]:
+            return [
+                (known.get(digest) or next(iter(ranking.ranked(digest)), None)) if digest else None
+                for digest in digests
+            ]
+
+        return await trio.to_thread.run_sync(owners, abandon_on_cancel=True)
 
     async def _name(self, chunk: Chunk) -> ChunkName:
         names = self._names.get(chunk.file.path)
@@ -71,8 +126,9 @@ class PeerTier:
         contents = self._digests.contents
         hexes = [digest.removeprefix("b3:") for digest in self._digests.of(file) or ()]
         content = content_digest(file.size, [bytes.fromhex(digits) for digits in hexes])
+        blob = self._blobs[file.path].hex() if file.path in self._blobs else ""
         return [
-            ChunkName(contents.org, contents.namespace, digits, *Chunk("", file, number).range, content)
+            ChunkName(contents.org, contents.namespace, digits, *Chunk("", file, number).range, content, blob)
             for number, digits in enumerate(hexes)
         ]
 
