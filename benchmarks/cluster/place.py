@@ -151,7 +151,7 @@ def open_cluster_place(
 
 
 def _ingest(place: ClusterPlace) -> None:
-    node = _node(place, place.network.hosts["hub"])
+    node = _node(place, place.network.hosts["hub"], "ingesting")
     configure(place, [node], [node])
     spec = place.home / "spec.yaml"
     spec.write_text(
@@ -165,8 +165,8 @@ def _ingest(place: ClusterPlace) -> None:
     _remove(node.home)
 
 
-def _node(place: ClusterPlace, host: Host) -> Node:
-    home = place.home / host.name
+def _node(place: ClusterPlace, host: Host, name: str = "") -> Node:
+    home = place.home / (name or host.name)
     home.mkdir(exist_ok=True)
     return Node(host, home)
 
