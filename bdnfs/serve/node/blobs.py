@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from bdnfs.cache.blobs import alias_name
 from bdnfs.cache.known import looks_sealed
+from bdnfs.cache.ledger import Ledger
 from bdnfs.cache.locks import is_same_file, try_lock, unlock
 from bdnfs.cache.node import NodeCache
 from bdnfs.cache.rows import BlobRow, ChunkRow, ChunkState
@@ -62,37 +63,40 @@ class Blobs:
             return None  # the mirror has it, too
 
     def _named(self, asked: Asked) -> list[tuple[bytes, BlobRow]]:
-        """Return the blobs in which the index has exactly this chunk: the file's content's, the asker's own."""
-        number, found = asked.start // CHUNK_BYTES, []
+        """Return the blobs in which the index has exactly this chunk."""
         with self._cache.read() as ledger:
-            alias = ledger.alias(alias_name(self._tenant, asked.file)) if asked.file else None
-            for blob in dict.fromkeys(name for name in (alias, asked.blob) if name):
-                row, chunk = ledger.blob(blob), ledger.chunk(blob, number)
-                if (
-                    row is not None
-                    and chunk is not None
-                    and chunk.digest.hex() == asked.key.digest
-                    and chunk_range(row.size, number) == (asked.start, asked.stop)
-                ):
-                    found.append((blob, row, chunk))
+            found = self._alike(ledger, asked)
         return [(blob, row) for blob, row, chunk in found if self._is_there(chunk)]
 
+    def _alike(self, ledger: Ledger, asked: Asked) -> list[tuple[bytes, BlobRow, ChunkRow]]:
+        """Return where the index has this chunk: in the blob of the file's content, in that of the asker's name."""
+        number, found = asked.start // CHUNK_BYTES, []
+        alias = ledger.alias(alias_name(self._tenant, asked.file)) if asked.file else None
+        for blob in dict.fromkeys(name for name in (alias, asked.blob) if name):
+            row, chunk = ledger.blob(blob), ledger.chunk(blob, number)
+            if (
+                row is not None
+                and chunk is not None
+                and chunk.digest.hex() == asked.key.digest
+                and chunk_range(row.size, number) == (asked.start, asked.stop)
+            ):
+                found.append((blob, row, chunk))
+        return found
+
     def covered(self, chunks: Iterable[Asked]) -> list[Asked]:
-        """Return those that a whole blob of their file has: they need not be kept a second time."""
-        found: dict[bytes, tuple[BlobRow, list[Asked]]] = {}
+        """Return those that a blob of their file has on the disk: they need not be kept a second time."""
+        found = []
         with self._cache.read() as ledger:
             for asked in chunks:
-                blob = ledger.alias(alias_name(self._tenant, asked.file)) if asked.file else None
-                row = ledger.blob(blob) if blob else None
-                chunk = ledger.chunk(blob, asked.start // CHUNK_BYTES) if blob else None
-                if blob and row and row.whole and chunk and chunk.digest.hex() == asked.key.digest:
-                    found.setdefault(blob, (row, []))[1].append(asked)
-        return [
-            asked
-            for blob, (row, named) in found.items()
-            if looks_sealed(self._cache.layout, blob, row)
-            for asked in named
-        ]
+                alike = self._alike(ledger, asked)
+                found += [
+                    (asked, blob, row) for blob, row, chunk in alike if chunk.state is ChunkState.SYNCED
+                ]
+        sealed: dict[bytes, bool] = {}
+        for _, blob, row in found:
+            if row.whole and blob not in sealed:
+                sealed[blob] = looks_sealed(self._cache.layout, blob, row)
+        return [asked for asked, blob, _ in found if sealed.get(blob, True)]
 
     def _is_there(self, chunk: ChunkRow) -> bool:
         return chunk.state is ChunkState.SYNCED or self._cache.is_alive(chunk.writer)

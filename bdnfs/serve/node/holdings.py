@@ -46,7 +46,7 @@ class Holdings:
     async def find(self, asked: Asked) -> Accel | Inline | None:
         """Return the chunk if it is here: from the share, which costs least, else from a blob."""
         size = self._share.looks_sound(asked.key)
-        if size is not None and asked.file:
+        if size is not None and (asked.file or asked.blob):
             self._kept[asked.key] = asked
         if size is not None and self._behind_nginx:
             return self._in_share(asked, size)
@@ -56,7 +56,7 @@ class Holdings:
 
     def fetched(self, asked: Asked, fetched: Fetched) -> Accel | Inline:
         """Return how a chunk that just came gets to whoever asked."""
-        if fetched.kept and asked.file:
+        if fetched.kept and (asked.file or asked.blob):
             self._kept[asked.key] = asked
         if fetched.kept and self._behind_nginx and self._share.looks_sound(asked.key) == asked.size:
             return Accel(fetched.tier, SHARE_LOCATION + asked.key.path)

@@ -183,7 +183,7 @@ class Nginx:
 
     def _spawn(self) -> None:
         # On this thread: a process whose parent dies is told so when the thread that made it ends.
-        words = [self._program, "-p", f"{self._directory}/", "-c", _CONFIG, "-e", _ERRORS]
+        words = [self._program, "-p", "./", "-c", _CONFIG, "-e", _ERRORS]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *words],
             cwd=self._directory,

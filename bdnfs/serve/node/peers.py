@@ -49,7 +49,8 @@ class OtherNodes:
     async def _ask(self, name: str, asked: Asked) -> memoryview | None:
         # Of this question alone: where it is given up, its thread may write to it for a while yet.
         data = memoryview(bytearray(asked.size))
-        named = ChunkName(*asked.key, asked.start, asked.stop, asked.file or f"b3:{asked.key.digest}")
+        file, blob = asked.file or f"b3:{asked.key.digest}", asked.blob.hex() if asked.blob else ""
+        named = ChunkName(*asked.key, asked.start, asked.stop, file, blob)
         ask = self._clients[name].asking(named, data, held=True)
 
         found = False
