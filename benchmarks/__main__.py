@@ -153,6 +153,52 @@ def cluster(
     print(json.dumps(found) if as_json else table)
 
 
+@main.command("serving")
+@click.option("--pairs", type=click.IntRange(1), default=7, show_default=True, help="Pairs for a ratio.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.5), default=3.0, show_default=True, help="Of each half of a pair."
+)
+@click.option(
+    "--size", "size_mib", type=click.IntRange(16), default=256, show_default=True, help="Of all chunks, MiB."
+)
+@click.option(
+    "--demand",
+    "demand_mb",
+    type=click.FloatRange(1),
+    default=125.0,
+    show_default=True,
+    help="Of peers, MB/s.",
+)
+@click.option("--while-job", type=click.Choice(["throttle", "pause"]), default="throttle", show_default=True)
+@_output_option
+@_json_option
+def serving(
+    pairs: int,
+    seconds: float,
+    size_mib: int,
+    demand_mb: float,
+    while_job: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """What one node sends, over plain nginx; a training loop's steps while its node serves, over alone."""
+    from benchmarks.report import write_report
+    from benchmarks.serving.measuring import serve, serving_table
+
+    found = serve(
+        ROOT / ".quickstart",
+        pairs=pairs,
+        seconds=seconds,
+        size_bytes=size_mib << 20,
+        demand_bytes=demand_mb * 1e6,
+        while_job=while_job,
+        say=_say,
+    )
+    table = serving_table(found)
+    write_report(found, output, "serving", table)
+    print(json.dumps(found) if as_json else table)
+
+
 @main.command("simulate")
 @click.option("--nodes", type=click.IntRange(2, 5000), default=64, show_default=True)
 @click.option(
