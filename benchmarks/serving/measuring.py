@@ -31,10 +31,10 @@ METHOD = {
     "rates": "one client on loopback, two connections kept open, whole chunks of 8 MiB from the page cache, read and "
     "thrown away; alternating pairs",
     "plain": "nginx with the settings that a node writes for its own, the same files, nothing asked",
-    "node": "`bdnfs node` with nginx before it: each request checked by the node, sent by nginx",
+    "node": "`bdnfs node` with nginx: the node checks each request, nginx sends",
     "without_nginx": "`bdnfs node --no-nginx`: the node sends itself",
-    "steps": "an MLP trained by torch on all CPUs, as the command of `bdnfs run`; alternating: nobody asks the node, and "
-    "a client asks it for bytes as fast as demand says, from SCHED_IDLE, for it stands for other machines",
+    "steps": "an MLP trained by torch on all CPUs, as the command of `bdnfs run`; alternating: nobody asks the node, "
+    "and a client asks it for bytes as fast as demand says, from SCHED_IDLE, for it stands for other machines",
 }
 
 
