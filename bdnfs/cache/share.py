@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from bdnfs.cache.layout import empty
+from bdnfs.cache.layout import Layout, empty
 from bdnfs.cache.storage import storage_error
 
+# In the cache's directory.
+SHARE = "share"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 _READ_BYTES = 1 << 20
@@ -263,6 +265,14 @@ class Share:
             while piece := file.read(_READ_BYTES):
                 hasher.update(piece)
         return hasher.hexdigest()
+
+
+def drop_share(layout: Layout, org: str) -> int:
+    """Delete what the share has of a tenant, whether a node runs here or not; return how many bytes that were."""
+    kept = layout.root / SHARE / org
+    size = sum(path.lstat().st_size for path in kept.glob("*/*/*"))
+    layout.discard(kept)
+    return size
 
 
 def _directories(parent: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ import trio
 from bdnfs.cache.layout import check_directory, disk_free_bytes
 from bdnfs.cache.locks import open_lock_file, try_lock, who_holds
 from bdnfs.cache.node import NodeCache, open_node_cache
-from bdnfs.cache.share import Share
+from bdnfs.cache.share import SHARE, Share
 from bdnfs.cluster.access import Access, open_access
 from bdnfs.cluster.leases import LeasedMembership
 from bdnfs.cluster.membership import Member
@@ -119,7 +119,7 @@ async def _serve(
 ) -> None:
     config, cluster, root, bug = place.config, place.cluster, place.cache.layout.root, bug_lines()
     numbers = [each for each in _ENDS if signal.getsignal(each) != signal.SIG_IGN]
-    share = Share(root / "share", place.share_bytes, _Room(place.cache))
+    share = Share(root / SHARE, place.share_bytes, _Room(place.cache))
     await trio.to_thread.run_sync(share.scan)
     membership = membership_of(cluster)
     me = Member(place.address, place.address, share.cap_bytes, secrets.token_hex(8))

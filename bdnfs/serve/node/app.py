@@ -1,5 +1,6 @@
 """A node's HTTP, version 1: chunks for its cluster, what it knows of itself, metrics (docs/cluster.md)."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from bdnfs.core.errors import (
     NotFoundError,
     UnavailableError,
 )
+from bdnfs.core.units import MIB
 from bdnfs.serve.node.asked import PREFIX, Asked, Wrong, asked_of
 from bdnfs.serve.node.gate import Gate
 from bdnfs.serve.node.holdings import Accel, Holdings, Inline
@@ -24,6 +26,7 @@ from bdnfs.serve.tenants import host_of, is_loopback
 
 _RETRY_AFTER_S = 5
 _ASKED_MAX = 1024
+_MEMORY_BYTES_MAX = 512 * MIB
 _JSON, _BYTES = b"application/json", b"application/octet-stream"
 _CHUNKS = PREFIX.encode()
 _TIERS_MAX, _TIER_CHARS_MAX = 16, 32
@@ -62,6 +65,7 @@ class NodeApp:
         self._behind_nginx = behind_nginx
         self._telling, self._bug, self._warn = telling, bug, warn
         self._under_way = 0
+        self._in_memory = Memory(_MEMORY_BYTES_MAX)
         self._calls: dict[bytes, tuple[bytes, Callable[[Request], Answer]]] = {
             b"/v1/node": (b"GET", self._node),
             b"/v1/report": (b"POST", self._report),
@@ -148,14 +152,14 @@ class NodeApp:
         if found is None:
             self._served.refused["missing"] += 1
             return _said(404, "neither this node nor its mirror has this chunk")
+        if isinstance(found, Inline) and not self._in_memory.fits(found.data):
+            return self._later("overloaded", 1)
         if not own and not await rate.take(asked.size):
             return self._later("rate", rate.retry_after_s())
         self._served.sent(found.tier, asked.size)
-        return (
-            _redirect(found, None if own else rate.bytes_s)
-            if isinstance(found, Accel)
-            else _inline(asked, found)
-        )
+        if isinstance(found, Accel):
+            return _redirect(found, None if own else rate.bytes_s)
+        return _inline(asked, found)._replace(sent=self._in_memory.take(found.data))
 
     def _later(self, why: str, retry_after_s: int) -> Answer:
         self._served.refused[why] += 1
@@ -193,6 +197,31 @@ class NodeApp:
             if known and size_bytes > 0:
                 filled[tier] += size_bytes
         return _with(200, b"{}", _JSON)
+
+
+class Memory:
+    """Chunks that are in memory until they are sent, each once however many get it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._users: Counter[int] = Counter()
+
+    def fits(self, data: memoryview) -> bool:
+        return id(data.obj) in self._users or self._bytes + data.nbytes <= self._most_bytes
+
+    def take(self, data: memoryview) -> Callable[[], None]:
+        """Count data until what is returned is called."""
+        name, size = id(data.obj), data.nbytes
+        self._bytes += size if name not in self._users else 0
+        self._users[name] += 1
+
+        def give() -> None:
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+                self._bytes -= size
+
+        return give
 
 
 def _redirect(found: Accel, bytes_s: int | None) -> Answer:

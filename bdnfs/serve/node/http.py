@@ -53,11 +53,12 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is said to it."""
+    """What is said to it. sent: is called once its body is with the kernel, or nobody wants it any more."""
 
     status: int
     headers: Headers
     body: bytes | memoryview
+    sent: Callable[[], object] = bool
 
 
 class HttpServer:
@@ -156,7 +157,10 @@ class HttpServer:
             path, _, query = bytes(head.target).partition(b"?")
             request = Request(bytes(head.method), path, query, head.headers, body, client, server)
             answer = await self._answers(request)
-            await _send(http, stream, answer._replace(body=b"") if head.method == b"HEAD" else answer)
+            try:
+                await _send(http, stream, answer._replace(body=b"") if head.method == b"HEAD" else answer)
+            finally:
+                answer.sent()
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
