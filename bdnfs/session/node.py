@@ -165,7 +165,7 @@ async def _serve(
             finally:
                 # The others know by now; what they have begun to be sent may end.
                 with trio.CancelScope(shield=True):
-                    await front.end()
+                    await front.end(lambda: _next(signals))
             nursery.cancel_scope.cancel()
     others.close()
     blobs.close()

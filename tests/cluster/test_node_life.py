@@ -14,8 +14,9 @@ import pytest
 import trustme
 
 from bdnfs.cache.jobs import is_job_here, job_here
+from bdnfs.core.ranges import CHUNK_BYTES
 from tests.cluster.redis import RedisServer
-from tests.cluster.serving import BDNFS, MirrorDirectory, Serving, children, is_running, until
+from tests.cluster.serving import BDNFS, TOKEN, MirrorDirectory, Serving, children, is_running, until
 from tests.contract.servers import free_port
 
 _dice = random.Random(6)
@@ -111,6 +112,33 @@ def test_it_ends_at_once_where_nothing_is_under_way(node: Serving) -> None:
     assert took_s < 9, "an idle connection was waited for"
     assert not any(is_running(pid) for pid in served)
     idle.close()
+
+
+@pytest.mark.parametrize("words", [(), ("--no-nginx",)])
+def test_a_second_signal_ends_what_is_being_sent(node: Serving, words: tuple[str, ...]) -> None:
+    digest, _ = put(node, CHUNK_BYTES)
+    process = node.start(*words)
+    node.chunk(digest, CHUNK_BYTES)
+    with socket.create_connection(("127.0.0.1", node.port), 10) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        slow.sendall(
+            f"GET /v1/chunks/default/weights/{digest} HTTP/1.1\r\nHost: {node.address}\r\n"
+            f"Authorization: Bearer {TOKEN}\r\nRange: bytes=0-{CHUNK_BYTES - 1}\r\n\r\n".encode()
+        )
+        slow.settimeout(30)
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200")
+        process.send_signal(signal.SIGTERM)
+
+        def is_closed() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", node.port), 10).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        until(is_closed, "the node to take no more")
+        assert process.poll() is None, "what is under way may end"
+        assert node.stop() < 9
 
 
 def test_where_nginx_does_not_start_the_node_sends_itself(node: Serving) -> None:

@@ -48,10 +48,13 @@ class Front:
         finally:
             self._emptied.set()
 
-    async def end(self) -> None:
-        """Take no more; return when what is under way has ended, or some seconds have passed."""
+    async def end(self, at_once: Waits) -> None:
+        """Take no more; return when what is under way has ended, or some seconds have passed, or at_once returns."""
         if self.nginx is not None:
-            await self.nginx.stop()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancels, nursery.cancel_scope, at_once)
+                await self.nginx.stop()
+                nursery.cancel_scope.cancel()
         self._ended.set()
         await self._emptied.wait()
 
@@ -83,6 +86,11 @@ async def open_front(
         await inner.aclose()
         listeners = await _listen(config)
     return Front(listeners, addresses, tls, None)
+
+
+async def _cancels(scope: trio.CancelScope, event: Waits) -> None:
+    await event()
+    scope.cancel()
 
 
 async def _listen(config: ClusterConfig) -> list[trio.SocketListener]:

@@ -178,7 +178,7 @@ class Nginx:
                     return True
                 await trio.sleep(_POLL_S)
         self._warn(f"nginx does not start: {self._said()}; this node sends its chunks itself")
-        await self.stop(at_once=True)
+        await self._give_up()
         return False
 
     def _spawn(self) -> None:
@@ -221,21 +221,25 @@ class Nginx:
                 failed = 0
                 started()
 
-    async def stop(self, *, at_once: bool = False) -> None:
-        """End it: what is being sent may end, for some seconds, unless at_once. Never raises."""
-        self._stopping = not at_once
-        with trio.CancelScope(shield=True):
-            if self._is_running() and not at_once:
-                self._signal(signal.SIGQUIT)
-                with trio.move_on_after(_QUIT_S):
-                    while self._is_running():
-                        await trio.sleep(_POLL_S)
-            if self._is_running():
-                self._signal(signal.SIGTERM)
-                with trio.move_on_after(_KILL_S):
-                    while self._is_running():
-                        await trio.sleep(_POLL_S)
-            self._kill()
+    async def stop(self) -> None:
+        """End it: what is being sent may end, for some seconds, or until this is cancelled."""
+        self._stopping = True
+        try:
+            await self._end(signal.SIGQUIT, _QUIT_S)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._give_up()
+
+    async def _give_up(self) -> None:
+        await self._end(signal.SIGTERM, _KILL_S)
+        self._kill()
+
+    async def _end(self, number: int, limit_s: float) -> None:
+        if self._is_running():
+            self._signal(number)
+            with trio.move_on_after(limit_s):
+                while self._is_running():
+                    await trio.sleep(_POLL_S)
 
     def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

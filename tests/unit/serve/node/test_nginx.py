@@ -45,7 +45,7 @@ def serve(
                 await trio.to_thread.run_sync(use, connection)
             finally:
                 connection.close()
-                await front.end()
+                await front.end(trio.sleep_forever)
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
