@@ -120,6 +120,8 @@ class ClusterNode(Node):
 
     def configure(self, *, cache: dict[str, Any] | None = None, **sections: Any) -> None:
         """Write the config; cluster: what differs from the others', None: no cluster."""
+        # In flight, as a part of all chunks, more than any model's, but not as many as a fourth of them.
+        sections.setdefault("upstream", {}).setdefault("fetches", 6)
         if "cluster" in sections and sections["cluster"] is None:
             del sections["cluster"]
             return super().configure(cache=cache, mirror="s3://mirror/of", **sections)
