@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import trio
 
@@ -27,6 +28,9 @@ SILENCE_S, SILENCE_S_MAX = 1.0, 4.0
 _BUSY_S_MAX = 5.0
 # How long anybody waits for the last report of a fill that is over.
 _LAST_REPORT_S = 1.0
+TICK_S = 0.25
+# A process that gets no CPU in time has no business to say who is late.
+_LATE_S, _LATE_COUNTS = 0.05, 0.25
 _ANSWERS_KEPT = 64
 _PINGED_MAX = 16
 # One other that is away may well be; of two or more that are so at once nobody knows.
@@ -92,11 +96,19 @@ class Peer:
         self._shunned_until_s = max(self._shunned_until_s, trio.current_time() + for_s)
 
 
+class Watched(Protocol):
+    """What is looked at now and then."""
+
+    def tick(self, counts_s: float, /) -> None:
+        """Look at it. counts_s: seconds that count as gone by since the last time."""
+
+
 class Peers:
     """The members, and what they did. Open it with `open_peers`.
 
     ranking:   of those that own chunks; it changes with them
     silence_s: how long a peer may give no sign of life until it is taken for dead
+    watched:   what ticks
     """
 
     def __init__(self, config: ClusterConfig, warn: Callable[[str], None]) -> None:
@@ -106,6 +118,7 @@ class Peers:
         self.ranking = Rendezvous(())
         self.members: dict[str, Peer] = {}
         self.silence_s = SILENCE_S
+        self.watched: set[Watched] = set()
         self._pings: trio.Nursery | None = None
         self._back = trio.Event()
         self._known: NodeStatus | None = None
@@ -148,6 +161,7 @@ class Peers:
         """
         try:
             async with trio.open_nursery() as self._pings:
+                self._pings.start_soon(self._tick)
                 while True:
                     await trio.sleep(REFRESH_S)
                     for peer in self._away()[:_PINGED_MAX]:
@@ -158,6 +172,15 @@ class Peers:
             self._pings = None
             with trio.move_on_after(_LAST_REPORT_S, shield=True):
                 await self._tell(tier_bytes)
+
+    async def _tick(self) -> None:
+        """Let what is watched look at itself, as long as anything is."""
+        while True:
+            due_s = trio.current_time() + TICK_S
+            await trio.sleep_until(due_s)
+            on_time = trio.current_time() < due_s + _LATE_S
+            for each in tuple(self.watched):
+                each.tick(TICK_S if on_time else TICK_S * _LATE_COUNTS)
 
     def ping(self, peer: Peer) -> None:
         """Have a silent peer asked whether it is up: what it answers is a sign of life."""

@@ -213,7 +213,7 @@ async def open_delivery(
     threads = trio.CapacityLimiter(2 * config.fetches_max)
     snapshots = []
     for each in admitted:
-        cluster = None if peers is None else _cluster(each, peers, config, window=window)
+        cluster = None if peers is None else _cluster(each, peers, window=window)
         tier = _tier(each, threads, pace, config, progress, cluster)
         snapshots.append(Snapshot(each, tier, cluster))
     progress.total_bytes = sum(file.entry.size for item in snapshots for file in item.unique)
@@ -256,7 +256,7 @@ def _tier(
     return item.mirrored.before(origin, threads, config, progress.warn, cluster)
 
 
-def _cluster(item: Admitted, peers: "Peers", config: UpstreamConfig, *, window: bool) -> Cluster | None:
+def _cluster(item: Admitted, peers: "Peers", *, window: bool) -> Cluster | None:
     """Return the peers as the snapshot's tier; None where no mirror says what its chunks are."""
     if item.mirrored is None:
         return None
@@ -266,9 +266,7 @@ def _cluster(item: Admitted, peers: "Peers", config: UpstreamConfig, *, window: 
     # A window's own are named as nobody else's.
     ids = () if window else zip(files, item.record.blobs, strict=True)
     blobs = {file.path: blob for file, blob in ids if blob}
-    # As many threads again for questions that were given up, or are asked beside another.
-    threads = trio.CapacityLimiter(3 * config.fetches_max)
-    return PeerTier(item.mirrored.digests, files, peers, threads, blobs)
+    return PeerTier(item.mirrored.digests, files, peers, blobs)
 
 
 def _raise_open_files() -> None:

@@ -12,8 +12,10 @@ must not take all its peers for dead; on a machine that is overloaded they have 
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import trio
+from outcome import Outcome
 
 from bdnfs.cluster.client import Ask, ChunkName, Served
 from bdnfs.cluster.peers import Peer, Peers
@@ -21,8 +23,6 @@ from bdnfs.core.errors import BdnfsError, UnavailableError
 from bdnfs.tiers.origin import MIRROR, PEER
 
 PEERS_MAX = 3
-TICK_S = 0.25
-_LATE_S, _LATE_COUNTS = 0.05, 0.25
 # So long without a sign of life, and it is asked whether it is up.
 _PING_S = 0.5
 # Nothing of this chunk for so long, and for so many times what is usual: it hangs on it.
@@ -72,40 +72,34 @@ class _Running:
 
 
 class Asking:
-    """The questions for one chunk: at most PEERS_MAX, each to another peer."""
+    """The questions for one chunk: at most PEERS_MAX, each to another peer, each in a thread.
 
-    def __init__(
-        self,
-        name: ChunkName,
-        order: Iterator[Peer],
-        into: memoryview,
-        peers: Peers,
-        threads: trio.CapacityLimiter,
-    ) -> None:
-        """order: whom to ask, one after the other; threads: what runs at once, of all chunks."""
-        self._name, self._order, self._into = name, order, into
-        self._peers, self._threads = peers, threads
+    What comes of them is decided in functions that await nothing; `run` only waits for the end.
+    """
+
+    def __init__(self, name: ChunkName, order: Iterator[Peer], into: memoryview, peers: Peers) -> None:
+        """order: whom to ask, one after the other."""
+        self._name, self._order, self._into, self._peers = name, order, into, peers
         self._running: list[_Running] = []
         self._asked = 0
         self._into_used = False  # a thread may write to it
         self._won: tuple[_Running, Served] | None = None
         self._is_missing = False  # its owner knows that the mirror has none
-        self._moved = trio.Event()
-        self._counts_s = TICK_S  # of the last tick
+        self._bug: BaseException | None = None
+        self._over = trio.Event()
+        self._trio = trio.lowlevel.current_trio_token()
 
     async def run(self) -> str | None:
         """Fill `into`; return the tier that it came from, None where nobody gives the chunk."""
-        async with trio.open_nursery() as nursery:
-            self._ask_next(nursery)
-            while self._running and self._won is None and not self._is_missing:
-                if not await self._something_moved():
-                    self._tick()
-                if self._won is None and not self._is_missing and not self._waits_for_one():
-                    self._ask_next(nursery)
+        self._settle()
+        self._peers.watched.add(self)
+        try:
+            await self._over.wait()
+        finally:
+            self._peers.watched.discard(self)
             self._end()
-            while self._into_used:  # whoever is asked next fills it
-                await self._something_moved()
-            nursery.cancel_scope.cancel()
+        if self._bug is not None:
+            raise self._bug
         if self._won is None:
             return None
         winner, served = self._won
@@ -114,62 +108,13 @@ class Asking:
         # What our own node had to bring from the mirror is no peer's.
         return MIRROR if winner.peer.own and served == "mirror" else PEER
 
-    async def _something_moved(self) -> bool:
-        """Return True once a question has ended; False after a tick."""
-        moved, due_s = self._moved, trio.current_time() + TICK_S
-        with trio.move_on_at(due_s):
-            await moved.wait()
-        if moved.is_set():
-            self._moved = trio.Event()
-        else:
-            self._counts_s = TICK_S if trio.current_time() < due_s + _LATE_S else TICK_S * _LATE_COUNTS
-        return moved.is_set()
-
-    def _waits_for_one(self) -> bool:
-        return any(not (running.given_up or running.passed_over) for running in self._running)
-
-    def _ask_next(self, nursery: trio.Nursery) -> None:
-        """Ask the next peer in order, if there is one."""
-        peer = next(self._order, None) if self._asked < PEERS_MAX else None
-        if peer is None:
-            return
-        self._asked += 1
-        buffer = self._into if not self._into_used else memoryview(bytearray(len(self._into)))
-        self._into_used = self._into_used or buffer is self._into
-        running = _Running(peer, peer.client.asking(self._name, buffer), buffer)
-        self._running.append(running)
-        nursery.start_soon(self._ask, running)
-
-    async def _ask(self, running: _Running) -> None:
-        try:
-            served = await trio.to_thread.run_sync(
-                running.ask.run, abandon_on_cancel=True, limiter=self._threads
-            )
-        except trio.Cancelled:
-            running.give_up()
-            raise
-        except BdnfsError as error:
-            if not running.given_up:
-                running.peer.failed(error, self._peers.warn)
-        else:
-            if served is None:
-                self._is_missing = True
-            elif self._won is None:
-                self._won = running, served
-                self._peers.answered(running.peer, time.monotonic() - running.began_s)
-        finally:
-            self._running.remove(running)
-            if running.buffer is self._into:
-                self._into_used = False
-            self._moved.set()
-
-    def _tick(self) -> None:
-        """Look at what is under way: who is dead, who trickles, who hangs."""
+    def tick(self, counts_s: float) -> None:
+        """Look at what is under way: who is dead, who trickles, who hangs. counts_s: how much time that was."""
         hangs_s = max(HANGS_S, _HANGS_TIMES * self._peers.usual_s)
         for running in self._running:
             if running.given_up:
                 continue
-            running.tick(self._counts_s)
+            running.tick(counts_s)
             if running.silent_s >= _PING_S and not running.pinged:
                 running.pinged = True
                 self._peers.ping(running.peer)
@@ -181,10 +126,59 @@ class Asking:
                 _log.info("the peer %s sends a trickle", running.peer.name)
                 running.peer.failed(UnavailableError("a trickle"), self._peers.warn)
                 running.give_up()
-            elif running.still_s >= hangs_s:
-                if not running.passed_over:
-                    _log.info("the peer %s hangs on chunk %s", running.peer.name, self._name.digest[:12])
+            elif running.still_s >= hangs_s and not running.passed_over:
+                _log.info("the peer %s hangs on chunk %s", running.peer.name, self._name.digest[:12])
                 running.passed_over = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Ask the next one where nobody is left to wait for; see whether it is over."""
+        if self._won is None and not self._is_missing and self._bug is None:
+            if not any(not (running.given_up or running.passed_over) for running in self._running):
+                self._ask_next()
+            if self._running:
+                return
+        self._end()
+        if not self._into_used:  # whoever is asked next fills it
+            self._over.set()
+
+    def _ask_next(self) -> None:
+        """Ask the next peer in order, if there is one."""
+        peer = next(self._order, None) if self._asked < PEERS_MAX else None
+        if peer is None:
+            return
+        self._asked += 1
+        buffer = self._into if not self._into_used else memoryview(bytearray(len(self._into)))
+        self._into_used = self._into_used or buffer is self._into
+        running = _Running(peer, peer.client.asking(self._name, buffer), buffer)
+        self._running.append(running)
+
+        def deliver(outcome: Outcome[Served | None]) -> None:
+            with suppress(trio.RunFinishedError):  # nobody wants it any more
+                self._trio.run_sync_soon(self._ended, running, outcome)
+
+        # No task for it, as `trio.to_thread` has: of what a chunk costs that would be the largest part.
+        trio.lowlevel.start_thread_soon(running.ask.run, deliver)
+
+    def _ended(self, running: _Running, outcome: Outcome[Served | None]) -> None:
+        """Take in what came of a question."""
+        self._running.remove(running)
+        if running.buffer is self._into:
+            self._into_used = False
+        try:
+            served = outcome.unwrap()
+        except BdnfsError as error:
+            if not running.given_up:
+                running.peer.failed(error, self._peers.warn)
+        except BaseException as error:
+            self._bug = error
+        else:
+            if served is None:
+                self._is_missing = True
+            elif self._won is None:
+                self._won = running, served
+                self._peers.answered(running.peer, time.monotonic() - running.began_s)
+        self._settle()
 
     def _end(self) -> None:
         for running in self._running:

@@ -36,7 +36,6 @@ class PeerTier:
         digests: Digests,
         files: Sequence[FileEntry],
         peers: Peers,
-        threads: trio.CapacityLimiter,
         blobs: Mapping[str, bytes] | None = None,
     ) -> None:
         """files: of the whole snapshot. Who owns what depends on all its chunks, and has to be alike on all nodes.
@@ -44,7 +43,7 @@ class PeerTier:
         blobs: the ids of those that are filled, by the file's path, where others have them by the same
         """
         self._digests, self._files, self._blobs = digests, files, blobs or {}
-        self._peers, self._threads = peers, threads
+        self._peers = peers
         self._chunks = sum(file.chunks for file in files)
         self._names: dict[str, list[ChunkName]] = {}
         self._unknown_until_s = 0.0
@@ -66,7 +65,7 @@ class PeerTier:
             self._unknown_until_s = trio.current_time() + _UNKNOWN_S
             return None
         order = self._order(owner, bytes.fromhex(name.digest), self._peers.ranking)
-        return await Asking(name, order, into, self._peers, self._threads).run()
+        return await Asking(name, order, into, self._peers).run()
 
     @property
     def is_asked(self) -> bool:
@@ -116,9 +115,7 @@ class PeerTier:
     async def _name(self, chunk: Chunk) -> ChunkName:
         names = self._names.get(chunk.file.path)
         if names is None:
-            names = await trio.to_thread.run_sync(
-                self._names_of, chunk.file, abandon_on_cancel=True, limiter=self._threads
-            )
+            names = await trio.to_thread.run_sync(self._names_of, chunk.file, abandon_on_cancel=True)
             self._names[chunk.file.path] = names
         return names[chunk.number]
 

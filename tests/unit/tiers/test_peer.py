@@ -88,7 +88,7 @@ class Cluster:
         async def main() -> None:
             with trio.fail_after(DEADLINE_S):
                 async with open_peers(self.config, self.warnings.append) as peers:
-                    tier = PeerTier(self.digests, FILES, peers, trio.CapacityLimiter(30))
+                    tier = PeerTier(self.digests, FILES, peers)
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(peers.keep, {})
                         await task(self, tier, peers)
