@@ -53,6 +53,11 @@ class Blobs:
         self._mutex = threading.Lock()
         self._opened: dict[bytes, _Opened] = {}
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there is anything to let go."""
+        return bool(self._opened)
+
     def find(self, asked: Asked) -> InBlob | None:
         """Return where the chunk asked for is, or None; held open and locked for HELD_S."""
         try:

@@ -83,6 +83,7 @@ async def open_front(
         found = Nginx(program, directory, text, warn, lambda: all(map(_answers, addresses)))
         if await found.start():
             return Front([inner], addresses, tls, found)
+        warn("this node sends its chunks itself, at more CPU")
         await inner.aclose()
         listeners = await _listen(config)
     return Front(listeners, addresses, tls, None)

@@ -1,6 +1,7 @@
 """What is on this node already: in its share, or in a blob; and how it gets to whoever asked."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from bdnfs.serve.node.owning import Fetched
 SHARE_LOCATION, BLOBS_LOCATION = "/.share/", "/.blobs/"
 SHARE, NODE = "share", "node"
 _READS_MAX = 16
-_TIDIED_MAX = 2000
+# A fill writes a chunk soon after it has it, and syncs it a little later.
+_LOOKS_AFTER_S = (2.0, 15.0, 120.0)
 
 
 class Accel(NamedTuple):
@@ -40,14 +42,14 @@ class Holdings:
     def __init__(self, share: Share, blobs: Blobs, *, behind_nginx: bool) -> None:
         self._share, self._blobs, self._behind_nginx = share, blobs, behind_nginx
         self._threads = trio.CapacityLimiter(_READS_MAX)
-        # Chunks of the share, as they were asked for last: so their file's blob is found, once it is whole.
-        self._kept: OrderedDict[ShareKey, Asked] = OrderedDict()
+        # Chunks of the share, as they were asked for: their blob may have them by the time that it is looked for.
+        self._kept: list[OrderedDict[ShareKey, tuple[float, Asked]]] = [OrderedDict() for _ in _LOOKS_AFTER_S]
 
     async def find(self, asked: Asked) -> Accel | Inline | None:
         """Return the chunk if it is here: from the share, which costs least, else from a blob."""
         size = self._share.looks_sound(asked.key)
         if size is not None and (asked.file or asked.blob):
-            self._kept[asked.key] = asked
+            self._look_later(asked)
         if size is not None and self._behind_nginx:
             return self._in_share(asked, size)
         if size is None and not self._share.holds(asked.key) and not (asked.file or asked.blob):
@@ -57,20 +59,32 @@ class Holdings:
     def fetched(self, asked: Asked, fetched: Fetched) -> Accel | Inline:
         """Return how a chunk that just came gets to whoever asked."""
         if fetched.kept and (asked.file or asked.blob):
-            self._kept[asked.key] = asked
+            self._look_later(asked)
         if fetched.kept and self._behind_nginx and self._share.looks_sound(asked.key) == asked.size:
             return Accel(fetched.tier, SHARE_LOCATION + asked.key.path)
         return Inline(fetched.tier, fetched.data)
 
+    def _look_later(self, asked: Asked, looks: int = 0) -> None:
+        if looks < len(_LOOKS_AFTER_S):
+            due_s = trio.current_time() + _LOOKS_AFTER_S[looks]
+            self._kept[looks].setdefault(asked.key, (due_s, asked))
+
     async def tidy(self) -> None:
         """Let go of what may no longer be being sent, and of what is kept twice; to be called now and then."""
-        await trio.to_thread.run_sync(self._blobs.let_go)
-        await trio.to_thread.run_sync(self._share.shrink)
-        looked = [self._kept.popitem(last=False)[1] for _ in range(min(_TIDIED_MAX, len(self._kept)))]
-        twice = await trio.to_thread.run_sync(self._twice, looked) if looked else frozenset()
-        for asked in looked:
-            if asked.key not in twice and self._share.holds(asked.key):
-                self._kept.setdefault(asked.key, asked)  # its blob may be whole later on
+        if self._blobs.are_open:
+            await trio.to_thread.run_sync(self._blobs.let_go)
+        if len(self._share):
+            await trio.to_thread.run_sync(self._share.shrink)
+        for looks, kept in enumerate(self._kept):
+            due = list(self._due(kept))
+            twice = await trio.to_thread.run_sync(self._twice, due) if due else frozenset()
+            for asked in due:
+                if asked.key not in twice and self._share.holds(asked.key):
+                    self._look_later(asked, looks + 1)
+
+    def _due(self, kept: OrderedDict[ShareKey, tuple[float, Asked]]) -> Iterator[Asked]:
+        while kept and next(iter(kept.values()))[0] <= trio.current_time():
+            yield kept.popitem(last=False)[1][1]
 
     def _twice(self, looked: list[Asked]) -> frozenset[ShareKey]:
         with suppress(BdnfsError):

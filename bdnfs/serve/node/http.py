@@ -187,7 +187,10 @@ async def _next(http: h11.Connection, stream: Stream) -> Any:
 
 async def _body(http: h11.Connection, stream: Stream) -> bytes | None:
     """Return a request's small body, None where it is larger or doesn't come."""
-    body = b""
+    first = http.next_event()
+    if isinstance(first, h11.EndOfMessage):  # nearly all have none
+        return b""
+    body = bytes(first.data) if isinstance(first, h11.Data) else b""
     with trio.move_on_after(_BODY_S):
         while True:
             event = await _next(http, stream)

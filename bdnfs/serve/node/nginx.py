@@ -28,7 +28,6 @@ _CONFIG, _ERRORS = "nginx.conf", "nginx.log"
 _PLACES = ("body", "proxy", "fastcgi", "uwsgi", "scgi")
 _WORKERS_MAX = 4
 _START_S, _POLL_S = 10.0, 0.02
-_LOOKS_EVERY_S = 0.2
 _QUIT_S, _KILL_S = 10.0, 2.0
 _RESTART_S_MAX = 5.0
 # What dies with us even where we are killed: asked for by the process that becomes nginx, before it does.
@@ -177,7 +176,7 @@ class Nginx:
                 if await trio.to_thread.run_sync(self._answers):
                     return True
                 await trio.sleep(_POLL_S)
-        self._warn(f"nginx does not start: {self._said()}; this node sends its chunks itself")
+        self._warn(f"nginx does not start: {self._said()}")
         await self._give_up()
         return False
 
@@ -208,8 +207,7 @@ class Nginx:
         """Start it again whenever it ends, for ever; started: is called each time that it has."""
         failed = 0
         while True:
-            while self._is_running():
-                await trio.sleep(_LOOKS_EVERY_S)
+            await self._ended()
             if self._stopping:
                 return
             self._kill()  # workers may have outlived their master, and hold the port
@@ -220,6 +218,16 @@ class Nginx:
             if await self.start():
                 failed = 0
                 started()
+
+    async def _ended(self) -> None:
+        """Return when its master has ended."""
+        if self._process is not None and self._is_running():
+            # Not yet waited for, so the pid is its own.
+            fd = os.pidfd_open(self._process.pid)
+            try:
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                os.close(fd)
 
     async def stop(self) -> None:
         """End it: what is being sent may end, for some seconds, or until this is cancelled."""
