@@ -96,7 +96,6 @@ class Share:
                         found = entry.stat(follow_symlinks=False)
                         if (
                             stat.S_ISREG(found.st_mode)
-                            and found.st_nlink == 1
                             and _DIGEST.fullmatch(entry.name)
                             and entry.name.startswith(first.name)
                         ):
