@@ -37,8 +37,8 @@ class Host:
     port: str
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """Return what runs these words on this host."""
-        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *words]
+        """Return what runs these words on this host, and is killed when the thread that started it ends."""
+        return ["setpriv", "--pdeathsig", "KILL", *_at(self.pid), *words]
 
     def inside(self, work: Callable[[], T]) -> T:
         """Call work in a thread on this host: sockets that it makes stay there, whoever uses them."""
