@@ -325,6 +325,29 @@ def test_what_another_member_has_is_not_asked_of_the_mirror(nodes: Callable[[], 
     second.stop()
 
 
+def test_members_ask_each_other_through_mutual_tls(nodes: Callable[[], Serving]) -> None:
+    first, second = nodes(), nodes()
+    digest, data = put(first)
+    authority = trustme.CA()
+    for each in (first, second):
+        paths = {name: str(each.place / f"{name}.pem") for name in ("cert", "key", "ca")}
+        issued = authority.issue_cert("127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(paths["cert"])
+        issued.private_key_pem.write_to_path(paths["key"])
+        authority.cert_pem.write_to_path(paths["ca"])
+        each.configure({"members": [first.address, second.address], "token_file": None, "tls": paths})
+        each.tls = ssl.create_default_context(cafile=paths["ca"])
+        issued.configure_cert(each.tls)
+        each.start()
+    assert first.chunk(digest, SIZE).tier == "mirror"
+    first.mirror.object(digest).unlink()
+    reply = second.chunk(digest, SIZE)
+    assert (reply.body, reply.tier) == (data, "peer")
+    assert "2 members, 2 of them answer" in second.run("status")
+    second.stop()
+    first.stop()
+
+
 def test_leases_in_redis_say_who_is_a_member(
     nodes: Callable[[], Serving], serve_redis: Callable[..., RedisServer]
 ) -> None:

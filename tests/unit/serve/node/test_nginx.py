@@ -80,6 +80,26 @@ def test_what_is_gone_when_nginx_looks_is_asked_for_once_more(tmp_path: Path) ->
     assert dict(first.headers)[b"authorization"] == dict(second.headers)[b"authorization"] == b"Bearer x"
 
 
+def test_of_a_blob_only_the_range_is_sent_also_the_second_time(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"0123456789")
+    asked: list[Request] = []
+    with (tmp_path / "blob").open("rb") as blob:
+
+        async def answers(request: Request) -> Answer:
+            asked.append(request)
+            return redirect("/.blobs/999999" if len(asked) == 1 else f"/.blobs/{blob.fileno()}")
+
+        def use(connection: http.client.HTTPConnection) -> None:
+            for _ in range(2):
+                connection.request("GET", "/v1/chunks/x", headers={"Range": "bytes=2-4"})
+                response = connection.getresponse()
+                assert (response.status, response.read()) == (206, b"234")
+                assert response.headers["Content-Range"] == "bytes 2-4/10"
+
+        serve(tmp_path, answers, use)
+    assert len(asked) == 3
+
+
 def test_what_stays_gone_is_not_asked_for_for_ever(tmp_path: Path) -> None:
     asked: list[Request] = []
 
