@@ -14,11 +14,14 @@ from benchmarks.cluster.network import Network, open_network
 from tests.commands.node import ROOT, until
 
 HOLDS = """
-import subprocess, sys
+import subprocess, sys, time
+from pathlib import Path
 from benchmarks.cluster.network import open_network
 with open_network(["one", "two"]) as network:
     one = network.hosts["one"]
     sleeps = subprocess.Popen(one.command(["sleep", "1000"]))
+    while Path(f"/proc/{sleeps.pid}/comm").read_text() != "sleep\\n":  # it asks to die with us on its way there
+        time.sleep(0.01)
     print(network.switch, *(host.pid for host in network.hosts.values()), sleeps.pid, flush=True)
     sys.stdin.read()
 """
