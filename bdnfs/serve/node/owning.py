@@ -5,23 +5,26 @@ now), else from the mirror; verified, kept in the share if it fits, and given to
 the flight: a peer that goes away leaves it running for the others.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import trio
 
 from bdnfs.cache.share import Share, ShareKey
-from bdnfs.core.errors import BdnfsError, IntegrityError, UnavailableError
+from bdnfs.core.errors import BdnfsError, UnavailableError
 from bdnfs.mirror.contents import Contents
 from bdnfs.mirror.store import Store
 from bdnfs.serve.node.asked import Asked
+from bdnfs.tiers.retry import Pace, retrying
 
 # Chunks in memory on their way here, 8 MiB each; whoever comes then waits a little, or is told "not now".
 FLIGHTS_MAX = 32
 FLIGHTS_WAITING_MAX = 256
 # Longer than the mirror needs for a chunk on a bad day; whoever waits has its own deadline.
 _FLIGHT_S = 60.0
-_AGAIN_S = 0.2
+# As many as a fill gives the mirror: whoever asks has the mirror behind us, too.
+_ATTEMPTS = 2
+_WRITES_MAX = 8
 # Who had it before this node came is among the next in rank.
 _PEERS_ASKED = 2
 # After so many misses in a row only one chunk of so many is asked for: in a cluster that is all new nobody has any.
@@ -70,7 +73,8 @@ class Owning:
         self._store, self._share, self._peers, self._nursery, self._bug = store, share, peers, nursery, bug
         self._flights: dict[ShareKey, _Flight] = {}
         self._slots = trio.CapacityLimiter(FLIGHTS_MAX)
-        self._threads = trio.CapacityLimiter(FLIGHTS_MAX)
+        self._threads = trio.CapacityLimiter(_WRITES_MAX)
+        self._pace = Pace(FLIGHTS_MAX)
         self._misses = self._skipped = 0
 
     @property
@@ -132,16 +136,12 @@ class Owning:
 
         async def once() -> None:
             await trio.to_thread.run_sync(
-                contents.fill, f"b3:{asked.key.digest}", data, abandon_on_cancel=True, limiter=self._threads
+                contents.fill,
+                f"b3:{asked.key.digest}",
+                data,
+                abandon_on_cancel=True,
+                limiter=self._pace.slots,
             )
 
-        await _twice(once)
+        await retrying(self._pace, _ATTEMPTS, once)
         return data
-
-
-async def _twice(once: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await once()
-    except (UnavailableError, IntegrityError):
-        await trio.sleep(_AGAIN_S)
-        await once()
