@@ -8,8 +8,6 @@ import click
 from bdnfs.cli.arguments import config_option, read_config
 from bdnfs.core.errors import SpecError
 
-_NEEDS = ("h11", "coredis")
-
 
 @click.command(short_help="Be a node of a cluster: serve chunks to its other nodes.")
 @click.option("--no-nginx", is_flag=True, help="Send chunks without nginx, even where it is installed.")
@@ -27,12 +25,9 @@ def node(no_nginx: bool, config: str | None) -> None:
     try:
         from bdnfs.session.node import serve_node
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name not in _NEEDS:
+        if error.name != "h11":
             raise
-        raise SpecError(
-            f"node needs {name}, which is not installed; run: pip install 'bdnfs[cluster]'"
-        ) from None
+        raise SpecError("node needs h11, which is not installed; run: pip install 'bdnfs[cluster]'") from None
     serve_node(loaded, os.environ, _say, _warn, nginx=not no_nginx)
 
 

@@ -1,8 +1,9 @@
 """As what this node joins its cluster: the membership that the config names, and this node's place in it."""
 
 import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from bdnfs.cluster.leases import LeasedMembership
 from bdnfs.cluster.membership import Membership, StaticMembership
 from bdnfs.core.errors import SpecError
 from bdnfs.spec.cluster import ClusterConfig, is_address
@@ -10,11 +11,23 @@ from bdnfs.spec.cluster import ClusterConfig, is_address
 _ANY = ("0.0.0.0", "::", "*")
 
 
-def membership_of(config: ClusterConfig) -> Membership:
-    """Return who is a member, as config has it; raise SpecError for a CA that can't be read."""
-    if config.redis is not None:
-        return LeasedMembership(config.redis, config.name)
-    return StaticMembership(config.members)
+def membership_of(config: ClusterConfig) -> tuple[Membership, Callable[..., Awaitable[Any]] | None]:
+    """Return who is a member, as config has it, and what has to run for it (`nursery.start`), if anything.
+
+    Raises SpecError for a CA that can't be read.
+    """
+    if config.redis is None:
+        return StaticMembership(config.members), None
+    try:
+        from bdnfs.cluster.leases import LeasedMembership  # late: the client takes half a second
+    except ModuleNotFoundError as error:
+        if error.name != "coredis":
+            raise
+        raise SpecError(
+            "cluster: redis needs coredis, which is not installed; run: pip install 'bdnfs[cluster]'"
+        ) from None
+    leased = LeasedMembership(config.redis, config.name)
+    return leased, leased.run
 
 
 def address_of(config: ClusterConfig) -> str:

@@ -18,7 +18,6 @@ from bdnfs.cache.locks import open_lock_file, try_lock, who_holds
 from bdnfs.cache.node import NodeCache, open_node_cache
 from bdnfs.cache.share import SHARE, Share
 from bdnfs.cluster.access import Access, open_access
-from bdnfs.cluster.leases import LeasedMembership
 from bdnfs.cluster.membership import Member
 from bdnfs.core.errors import CacheError, SpecError
 from bdnfs.core.units import format_size
@@ -33,11 +32,12 @@ from bdnfs.serve.node.owning import Owning
 from bdnfs.serve.node.peers import OtherNodes
 from bdnfs.serve.node.telling import Telling
 from bdnfs.serve.node.yielding import Yielding
+from bdnfs.session.bugs import bug_lines
+from bdnfs.session.connections import connections_max
 from bdnfs.session.elsewhere import scanner
 from bdnfs.session.joining import address_of, membership_of
 from bdnfs.session.mirror import TENANT, Mirror, open_mirror
 from bdnfs.session.priority import lower, yield_all
-from bdnfs.session.serving import bug_lines, connections_max
 from bdnfs.spec.cluster import ClusterConfig
 from bdnfs.spec.config import Config
 from bdnfs.spec.secret import take_secrets
@@ -121,7 +121,7 @@ async def _serve(
     numbers = [each for each in _ENDS if signal.getsignal(each) != signal.SIG_IGN]
     share = Share(root / SHARE, place.share_bytes, _Room(place.cache))
     await trio.to_thread.run_sync(share.scan)
-    membership = membership_of(cluster)
+    membership, kept_up = membership_of(cluster)
     me = Member(place.address, place.address, share.cap_bytes, secrets.token_hex(8))
     blobs = Blobs(place.cache, config.tenant or "")
     others = OtherNodes(membership, me.name, access, warn)
@@ -129,8 +129,8 @@ async def _serve(
     limit = connections_max()
     with trio.open_signal_receiver(*numbers) as signals:
         async with open_nursery() as nursery:
-            if isinstance(membership, LeasedMembership):
-                await nursery.start(membership.run)
+            if kept_up is not None:
+                await nursery.start(kept_up)
             owning = Owning(place.mirror.versions.store, share, others, nursery, bug)
             front = await open_front(cluster, tls, place.directory, limit, warn, nginx=nginx)
 

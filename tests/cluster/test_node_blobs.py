@@ -28,11 +28,14 @@ FIRST, SECOND = [blake3(chunk).hexdigest() for chunk in CHUNKS]
 NAME = content_digest(len(DATA), [blake3(chunk).digest() for chunk in CHUNKS])
 
 
-@pytest.fixture(params=[(), ("--no-nginx",)], ids=["nginx", "alone"])
+both = pytest.mark.parametrize("node", [(), ("--no-nginx",)], ids=["nginx", "alone"], indirect=True)
+
+
+@pytest.fixture
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
     """A node whose mirror has nothing."""
     serving = Serving(tmp_path / "node", MirrorDirectory(tmp_path / "mirror"))
-    serving.start(*request.param)
+    serving.start(*getattr(request, "param", ()))
     yield serving
     serving.end()
 
@@ -50,6 +53,7 @@ def blob_file(node: Serving) -> Path:
     return path
 
 
+@both
 def test_chunks_of_a_whole_blob_are_found_by_its_content(node: Serving, cache: NodeCache) -> None:
     snapshot, pin = admit(cache, manifest_of(FILES))
     fill(cache, snapshot, FILES)
@@ -115,6 +119,7 @@ def test_a_window_is_never_given(node: Serving, cache: NodeCache) -> None:
     node.stop()
 
 
+@both
 def test_a_blob_that_is_evicted_while_it_is_sent_arrives_whole(node: Serving, cache: NodeCache) -> None:
     snapshot, pin = admit(cache, manifest_of(FILES))
     fill(cache, snapshot, FILES)
