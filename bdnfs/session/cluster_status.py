@@ -8,6 +8,8 @@ import msgspec
 from bdnfs.cluster.access import Access, local_address, open_access
 from bdnfs.cluster.client import NodeMember, PeerClient, local_client
 from bdnfs.core.errors import UNREADABLE, BdnfsError, UpstreamError
+from bdnfs.fs.machine import Finding
+from bdnfs.serve.node.nginx import find_nginx
 from bdnfs.spec.cluster import ClusterConfig
 
 _ASKED_AT_ONCE = 32
@@ -83,6 +85,28 @@ def cluster_status(config: ClusterConfig) -> ClusterStatus:
         wrong = f"no node answers at {local_address(config)} ({error}); is `bdnfs node` running?"
     members = own.members if own else tuple(NodeMember(each, each) for each in config.members)
     return ClusterStatus(config.name, tuple(_all(members, own, access)), wrong)
+
+
+def findings(config: ClusterConfig) -> list[Finding]:
+    """Return what a node of this cluster needs of this machine, for `doctor`."""
+    nginx, status = find_nginx(), cluster_status(config)
+    up = sum(member.facts is not None for member in status.members)
+    return [
+        Finding(
+            "nginx",
+            nginx is not None,
+            f"{nginx}, sends chunks"
+            if nginx
+            else "not installed: `bdnfs node` sends chunks itself, at more CPU",
+            "apt-get install nginx-light",
+        ),
+        Finding(
+            "cluster",
+            status.error is None,
+            status.error or f"{status.name}: {up} of {len(status.members)} members answer",
+            "run `bdnfs node` on this machine",
+        ),
+    ]
 
 
 def _all(members: Iterable[NodeMember], own: NodeFacts | None, access: Access) -> Iterable[MemberStatus]:

@@ -17,6 +17,7 @@ from bdnfs.cache.layout import check_directory, disk_free_bytes
 from bdnfs.cache.locks import open_lock_file, try_lock, who_holds
 from bdnfs.cache.node import NodeCache, open_node_cache
 from bdnfs.cache.share import SHARE, Share
+from bdnfs.cache.storage import storage_error
 from bdnfs.cluster.access import Access, open_access
 from bdnfs.cluster.membership import Member
 from bdnfs.core.errors import CacheError, SpecError
@@ -201,8 +202,11 @@ class _Room:
 @contextmanager
 def _alone(directory: Path) -> Iterator[Path]:
     """Hold the node's directory for this process alone; raise CacheError where another node has it."""
-    directory.mkdir(exist_ok=True, mode=0o700)
-    check_directory(directory)
+    try:
+        directory.mkdir(exist_ok=True, mode=0o700)
+        check_directory(directory)
+    except OSError as error:
+        raise storage_error(directory, "made", error) from error
     path = directory / "lock"
     fd = open_lock_file(path)
     try:

@@ -394,6 +394,9 @@ def test_status_shows_the_cluster(nodes: Callable[[], Serving]) -> None:
     assert "hit rate 0.0 %" in shown
     assert "4.77 MiB from peer" in shown
     assert f"{away}  asking {away} how it is" in shown
+    told = first.run("doctor")
+    assert "ok  nginx: " in told
+    assert "ok  cluster: default: 2 of 3 members answer" in told
     second.stop()
     first.stop()
     shown = first.run("status")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from bdnfs.cache.storage import storage_error
 from bdnfs.core.errors import SpecError
 from bdnfs.serve.node.http import Answer, HttpServer, Request
 from bdnfs.serve.node.nginx import SOCKET, Nginx, config_text, find_nginx
@@ -76,13 +77,16 @@ async def open_front(
     addresses = [_shown(each.socket.getsockname()) for each in listeners]
     program = find_nginx() if nginx else None
     if program is not None:
-        inner = await _listen_at(directory)
         for each in listeners:  # nginx is to have them
             await each.aclose()
         text = config_text(addresses, config.tls, os.getpid(), connections_max)
         found = Nginx(program, directory, text, warn, lambda: all(map(_answers, addresses)))
-        if await found.start():
-            return Front([inner], addresses, tls, found)
+        try:
+            inner = await _listen_at(directory)
+            if await found.start():
+                return Front([inner], addresses, tls, found)
+        except OSError as error:
+            raise storage_error(directory, "written", error) from error
         warn("this node sends its chunks itself, at more CPU")
         await inner.aclose()
         listeners = await _listen(config)
