@@ -42,8 +42,9 @@ class Snapshot:
         states: dict[bytes, OpenFile] = {}
         self.files = []
         for entry, blob in zip(self.manifest.files, admitted.record.blobs, strict=True):
-            ranged = admitted.mirrored is not None and admitted.mirrored.digests.holds(entry)
-            file = OpenFile(entry, blob, self.manifest, tier, admitted.origin, ranged=entry.ranged or ranged)
+            digests = admitted.mirrored.digests if admitted.mirrored is not None else None
+            ranged = entry.ranged or (digests is not None and digests.holds(entry))
+            file = OpenFile(entry, blob, self.manifest, tier, admitted.origin, ranged=ranged, digests=digests)
             self.files.append(states.setdefault(blob, file) if blob else file)
         self.unique = list({id(file): file for file in self.files}.values())
 

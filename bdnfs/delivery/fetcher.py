@@ -26,7 +26,7 @@ from bdnfs.delivery.stall import Stall
 from bdnfs.delivery.window import Window
 from bdnfs.spec.config import UpstreamConfig
 from bdnfs.tiers.base import Chunk
-from bdnfs.tiers.origin import ORIGIN
+from bdnfs.tiers.origin import MIRROR, ORIGIN, PEER
 from bdnfs.tiers.retry import Pace, retrying
 
 # Demand reads get slots of their own, so that none waits for a prefetched chunk to end.
@@ -214,15 +214,18 @@ class Fetcher:
         self._buffers.give(buffer)
 
     async def _store(self, file: OpenFile, blob: Blob, index: int, data: memoryview, tier: str) -> None:
-        row = await trio.to_thread.run_sync(self._write, blob, index, data)
+        # Checked a moment ago, by the tier that gave it.
+        checked = tier in (PEER, MIRROR) and file.digests is not None
+        row = await trio.to_thread.run_sync(self._write, blob, index, data, file if checked else None)
         await self._commits.publish(ChunkRef(blob.id, index), row)
         reach("chunk:committed")
         file.unsynced_bytes += len(data)
         self._progress.fetched(tier, len(data))
         self._landed(file, blob, index)
 
-    def _write(self, blob: Blob, index: int, data: memoryview) -> ChunkRow:
-        row = ChunkRow(ChunkState.FILLED, self._cache.writer, blob.write(index, data))
+    def _write(self, blob: Blob, index: int, data: memoryview, checked: OpenFile | None) -> ChunkRow:
+        digest = checked.digest_of(index) if checked is not None else None
+        row = ChunkRow(ChunkState.FILLED, self._cache.writer, blob.write(index, data, digest))
         reach("chunk:written")
         blob.check_written()
         return row

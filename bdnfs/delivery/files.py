@@ -11,6 +11,7 @@ from bdnfs.core.errors import BdnfsError
 from bdnfs.core.ranges import CHUNK_BYTES, chunk_range
 from bdnfs.core.units import MIB
 from bdnfs.manifest.model import FileEntry, Manifest
+from bdnfs.mirror.digests import Digests
 from bdnfs.origins.base import Origin
 from bdnfs.tiers.base import Tier
 from bdnfs.volume.digests import check_digest, open_digest
@@ -34,6 +35,7 @@ class OpenFile:
         "blob_id",
         "counted",
         "counted_bytes",
+        "digests",
         "entry",
         "error",
         "hashed",
@@ -56,10 +58,13 @@ class OpenFile:
         origin: Origin,
         *,
         ranged: bool,
+        digests: Digests | None = None,
     ) -> None:
+        """ranged: its chunks can be had one by one, from upstream or from the mirror; digests: the mirror's of them."""
         self.entry = entry
         self.blob_id = blob_id
-        self.ranged = ranged  # its chunks can be had one by one: from upstream, or from the mirror
+        self.ranged = ranged
+        self.digests = digests
         self.revision = manifest.revision
         self.tenant = manifest.tenant
         self.tier = tier
@@ -89,6 +94,11 @@ class OpenFile:
     def let_go(self) -> None:
         """Let the blob be closed as soon as nobody uses it; the next to need it opens it again."""
         self.blob = None
+
+    def digest_of(self, number: int) -> bytes | None:
+        """Return the BLAKE3 that the mirror, and with it the peers, give chunk number by; None where it has none."""
+        known = self.digests.of(self.entry) if self.digests is not None else None
+        return bytes.fromhex(known[number].removeprefix("b3:")) if known else None
 
     def read(self, cache: NodeCache, offset: int, into: memoryview) -> None:
         """Fill `into` from the blob; blocking. Raises CacheError or SpaceError where the disk lost what was written."""
