@@ -15,8 +15,8 @@ from bdnfs.serve.node.asked import Asked
 _ANSWER_S = 1.0
 # Once bytes come: a chunk over a busy line.
 _SILENT_S = 5.0
-# A peer that is away is left alone for so long.
-_AVOID_S = 15.0
+# A peer that is away is left alone for so long; one that sends what is wrong for longer.
+_AVOID_S, _AVOID_WRONG_S = 15.0, 60.0
 _THREADS = 8
 
 
@@ -66,11 +66,11 @@ class OtherNodes:
                 nursery.start_soon(run)
                 await _quiet(lambda: ask.got_bytes)
                 nursery.cancel_scope.cancel()
-        except* BdnfsError as group:
+        except* IntegrityError as group:
+            self._avoided[name] = trio.current_time() + _AVOID_WRONG_S
+            self._warn(f"{name} sent what is not the chunk that was asked for: {group.exceptions[0]}")
+        except* BdnfsError:
             self._avoided[name] = trio.current_time() + _AVOID_S
-            for error in group.exceptions:
-                if isinstance(error, IntegrityError):
-                    self._warn(f"{name} sent what is not the chunk that was asked for: {error}")
         finally:
             if not found:
                 ask.abort()
