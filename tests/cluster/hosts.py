@@ -114,7 +114,7 @@ class ClusterNode(Node):
         place = Path(tempfile.mkdtemp(prefix=f"{host.name}-", dir=cluster.place))
         self.host, self.cluster, self.address = host, cluster, f"{host.address}:{PORT}"
         self.served: Command | None = None
-        self._changed = False
+        self.is_changed = False
         super().__init__(place, cluster.hub.url, _ForkedThere(cluster.forker, host))  # type: ignore[arg-type]
         self.environment |= cluster.environment
 
@@ -153,32 +153,23 @@ class ClusterNode(Node):
         assert code is None, f"bdnfs node ended with {code}: {self.served.err}{self.served.out}"
         return "listening at" in self.served.out
 
-    def serve_with(self, *, token: str | None = None, directory: str | None = None, **sections: Any) -> None:
-        """Restart `bdnfs node` with another config, until `restore`. directory: of its cache"""
-        if self._serves:
-            self.leave()
-        self._changed = True
+    def change(self, *, token: str | None = None, directory: str | None = None, **sections: Any) -> None:
+        """Give it another config for its next start, until `change_back`. directory: of its cache"""
+        self.is_changed = True
         if token:
             (self.home / "token").write_text(token)
         if directory:
             self.environment["BDNFS_CACHE_DIR"] = directory
         self.configure(**sections)
-        self.serve()
 
-    def restore(self) -> None:
-        """Serve as before, whatever was done to it."""
-        if self._changed and self._serves:
-            self.leave()
-        if self._changed:
-            (self.home / "token").write_text(self.cluster.token)
-            self.environment["BDNFS_CACHE_DIR"] = str(self.cache)
-            self.configure()
-            self._changed = False
-        if not self._serves:
-            self.serve()
+    def change_back(self) -> None:
+        (self.home / "token").write_text(self.cluster.token)
+        self.environment["BDNFS_CACHE_DIR"] = str(self.cache)
+        self.configure()
+        self.is_changed = False
 
     @property
-    def _serves(self) -> bool:
+    def serves(self) -> bool:
         return self.served is not None and self.served.process.poll() is None
 
     @property
@@ -268,11 +259,35 @@ class Cluster:
         return self.nodes[-1]
 
     def serve(self, nodes: Sequence[ClusterNode], *words: str) -> None:
-        """Start `bdnfs node` on each; return once all know each other."""
+        """Start `bdnfs node` on each; return once each listens."""
         for node in nodes:
             node.served = node.start("node", *words)
         for node in nodes:
             until(node.listening, f"{node.host.name} to listen")
+
+    def leave(self, nodes: Sequence[ClusterNode]) -> None:
+        """End `bdnfs node` on each."""
+        for node in nodes:
+            assert node.served is not None
+            node.served.signal(signal.SIGTERM)
+        for node in nodes:
+            assert node.served is not None
+            node.served.wait(limit_s=WAIT_S)
+
+    def serve_with(self, nodes: Sequence[ClusterNode], **changes: Any) -> None:
+        """Restart each with another config, until `restore`."""
+        self.leave([node for node in nodes if node.serves])
+        for node in nodes:
+            node.change(**changes)
+        self.serve(nodes)
+
+    def restore(self, nodes: Sequence[ClusterNode]) -> None:
+        """Have each serve as before, whatever was done to it, and wait until all know each other."""
+        changed = [node for node in nodes if node.is_changed]
+        self.leave([node for node in changed if node.serves])
+        for node in changed:
+            node.change_back()
+        self.serve([node for node in nodes if not node.serves])
         self.settle(nodes)
 
     def mirrored(self, sources: Iterable[str]) -> None:
@@ -333,10 +348,13 @@ class Counted:
 
     def __repr__(self) -> str:
         by = Counter(who for who, _ in self.asked)
-        twice = Counter(Counter(what for _, what in self.asked).values())
+        asked: dict[str, list[str]] = {}
+        for who, what in self.asked:
+            asked.setdefault(what, []).append(who)
+        again = [" and ".join(who) for who in asked.values() if len(who) > 1]
         return (
             f"{self.mirror_bytes} bytes of chunks from the mirror, {self.hub_bytes} from the Hub; chunks by who asked: "
-            f"{dict(by)}; chunks by how often: {dict(twice)}"
+            f"{dict(by)}; {len(again)} of {len(asked)} more than once: {'; '.join(again[:20])}"
         )
 
 

