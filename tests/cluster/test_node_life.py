@@ -99,7 +99,10 @@ def test_nginx_is_started_again_and_never_outlives_its_node(node: Serving) -> No
     found = [*children(process.pid), *children(children(process.pid)[0])]
     assert len(found) >= 2
     node.stop(signal.SIGKILL)
+    node.start()  # at once, while that nginx may be about to end
     until(lambda: not any(is_running(pid) for pid in found), "nginx to end with its node")
+    assert node.chunk(digest, SIZE).tier == "share"
+    node.stop()
 
 
 def test_it_ends_at_once_where_nothing_is_under_way(node: Serving) -> None:

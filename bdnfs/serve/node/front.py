@@ -1,5 +1,6 @@
 """Where a node listens: nginx before a unix socket of ours where it is installed, else we ourselves."""
 
+import errno
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from bdnfs.spec.cluster import ClusterConfig
 
 _BACKLOG = 512
 _LOOK_S = 1.0
+_TAKEN_S, _AGAIN_S = 3.0, 0.05
 
 Waits = Callable[[], Awaitable[object]]
 
@@ -100,13 +102,18 @@ async def _cancels(scope: trio.CancelScope, event: Waits) -> None:
 
 async def _listen(config: ClusterConfig) -> list[trio.SocketListener]:
     host = None if config.host == "*" else config.host
-    try:
-        return list(await trio.open_tcp_listeners(config.port, host=host, backlog=_BACKLOG))
-    except OSError as error:
-        raise SpecError(
-            f"cluster: can't listen on {config.host}:{config.port}: {error.strerror or error}; is another node, or "
-            "something else, there? Set listen in cluster to another port"
-        ) from None
+    until_s = trio.current_time() + _TAKEN_S
+    while True:
+        try:
+            return list(await trio.open_tcp_listeners(config.port, host=host, backlog=_BACKLOG))
+        except OSError as error:
+            # The nginx of a node that was killed a moment ago may be about to end.
+            if error.errno != errno.EADDRINUSE or trio.current_time() >= until_s:
+                raise SpecError(
+                    f"cluster: can't listen on {config.host}:{config.port}: {error.strerror or error}; is another "
+                    "node, or something else, there? Set listen in cluster to another port"
+                ) from None
+            await trio.sleep(_AGAIN_S)
 
 
 async def _listen_at(directory: Path) -> trio.SocketListener:
