@@ -22,6 +22,7 @@ from bdnfs.delivery.stall import BUSY_TIMEOUT_S
 from bdnfs.delivery.window import Window
 from bdnfs.spec.config import UpstreamConfig
 from bdnfs.tiers.base import Cluster, Tier
+from bdnfs.tiers.fallback import Fallback
 from bdnfs.tiers.origin import MIRROR, ORIGIN, OriginTier
 from bdnfs.tiers.retry import Pace, Retry
 
@@ -42,7 +43,7 @@ class Snapshot:
         states: dict[bytes, OpenFile] = {}
         self.files = []
         for entry, blob in zip(self.manifest.files, admitted.record.blobs, strict=True):
-            digests = admitted.mirrored.digests if admitted.mirrored is not None else None
+            digests = admitted.digests
             ranged = entry.ranged or (digests is not None and digests.holds(entry))
             file = OpenFile(entry, blob, self.manifest, tier, admitted.origin, ranged=ranged, digests=digests)
             self.files.append(states.setdefault(blob, file) if blob else file)
@@ -253,13 +254,13 @@ def _tier(
     name = MIRROR if item.record.manifest.source.startswith("bdn:") else ORIGIN
     origin = Retry(OriginTier(item.origin, threads, name), pace, config.attempts)
     if item.mirrored is None:
-        return origin
+        return origin if cluster is None else Fallback(cluster, origin, progress.warn)
     return item.mirrored.before(origin, threads, config, progress.warn, cluster)
 
 
 def _cluster(item: Admitted, peers: "Peers", *, window: bool) -> Cluster | None:
     """Return the peers as the snapshot's tier; None where no mirror says what its chunks are."""
-    if item.mirrored is None:
+    if item.digests is None:
         return None
     from bdnfs.tiers.peer import PeerTier  # late: brings an HTTP client
 
@@ -267,7 +268,7 @@ def _cluster(item: Admitted, peers: "Peers", *, window: bool) -> Cluster | None:
     # A window's own are named as nobody else's.
     ids = () if window else zip(files, item.record.blobs, strict=True)
     blobs = {file.path: blob for file, blob in ids if blob}
-    return PeerTier(item.mirrored.digests, files, peers, blobs)
+    return PeerTier(item.digests, files, peers, blobs)
 
 
 def _raise_open_files() -> None:

@@ -170,7 +170,7 @@ async def peers_of(
     config: Config, admitted: Sequence[Admitted], progress: Progress
 ) -> "AsyncIterator[Peers | None]":
     """Yield the peers that are asked before the mirror, None without a cluster, or where it takes no part."""
-    if config.cluster is None or all(item.mirrored is None for item in admitted):
+    if config.cluster is None or all(item.digests is None for item in admitted):
         yield None
         return
     from bdnfs.cluster.peers import open_peers

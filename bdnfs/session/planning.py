@@ -122,9 +122,9 @@ def _plan(
         )
     finally:
         origin.close()
-    upstream_tier = MIRROR if weights.source.scheme == "bdn" else ORIGIN
     # What the mirror holds comes by way of the peers, where there are any.
-    mirror_tier = PEER if from_mirror and _has_peers(config) else MIRROR
+    mirror_tier = PEER if missing and not options.offline and _has_peers(config) else MIRROR
+    upstream_tier = mirror_tier if weights.source.scheme == "bdn" else ORIGIN
     return PlannedSource(
         source=weights.source.text,
         revision=manifest.revision,
