@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from bdnfs.cluster.owners import Rendezvous
 from bdnfs.core.ranges import CHUNK_BYTES
+from bdnfs.serve.node.owning import FLIGHTS_MAX
+from bdnfs.spec.config import UpstreamConfig
 
 # More rounds change no figure's third digit.
 _ROUNDS = 4
@@ -48,8 +50,8 @@ class Cluster:
 
     nodes: int
     size_bytes: int = 140 * 10**9
-    in_flight: int = 16
-    mirror_in_flight: int = 2
+    in_flight: int = UpstreamConfig().fetches_max
+    mirror_in_flight: int = FLIGHTS_MAX
     link_bits: float = 25e9
     mirror_over_link: float = 1.0
     mirror_latency_s: float = 0.05

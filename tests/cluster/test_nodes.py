@@ -130,6 +130,8 @@ def test_an_owner_is_killed_at_half(cluster: Cluster, nodes: list[ClusterNode]) 
         since = cluster.mirror.chunk_bytes
         commands = [node.fetch(source("killed")) for node in nodes]
         until_half(cluster, since)
+        # Without a node on its machine from the start a fill knows no peer.
+        until(lambda: "fetching" in commands[2].err, "its own fill to have begun")
         nodes[2].kill()
         all_at_once(commands)  # its own fill, too, goes on without it
     at_most(counted)
