@@ -18,8 +18,8 @@ from bdnfs.cluster.connections import Connections, Exchange, status_error
 from bdnfs.core.errors import UNREADABLE, BdnfsError, IntegrityError, UnavailableError, UpstreamError
 from bdnfs.spec.cluster import ClusterConfig
 
-# Where the peer had a chunk from: its share, what it has mounted itself, or the mirror.
-Served = Literal["share", "node", "mirror"]
+# Where the peer had a chunk from: its share, what it has mounted itself, another peer, or the mirror.
+Served = Literal["share", "node", "peer", "mirror"]
 
 # Without a byte for so long nothing comes any more; whoever asks gives up earlier where there are others.
 SILENCE_S = 30.0
@@ -174,7 +174,7 @@ class Ask:
         if blake3(self._into).hexdigest() != chunk.digest:
             raise IntegrityError(f"{exchange.doing}: the bytes that came are not that chunk's")
         served = response.headers.get("Bdnfs-Tier")
-        return cast(Served, served) if served in ("share", "node", "mirror") else "node"
+        return cast(Served, served) if served in ("share", "peer", "mirror") else "node"
 
     def abort(self) -> None:
         """End it: its thread comes back at once, unless it is still connecting, and that takes a second at most."""
