@@ -216,16 +216,32 @@ def serving(
     show_default=True,
     help="Of the snapshot, GB.",
 )
+@click.option(
+    "--fetches", type=click.IntRange(1, 512), help="Chunks in flight for a node. Default: as nodes have."
+)
 @click.option("--compare", is_flag=True, help="Simulate asking in a random order, too.")
 @_output_option
 @_json_option
-def simulate(nodes: int, uplink: float, size_gb: float, compare: bool, output: Path, as_json: bool) -> None:
+def simulate(
+    nodes: int,
+    uplink: float,
+    size_gb: float,
+    fetches: int | None,
+    compare: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
     """A cluster too large for one machine, with the ring's own code: how near the ideal, how even the uploads."""
     from benchmarks.report import write_report
     from benchmarks.simulate.report import simulation, simulation_plot, simulation_table
 
     found, outcome = simulation(
-        nodes, mirror_over_link=uplink, size_bytes=round(size_gb * 1e9), compared=compare, say=_say
+        nodes,
+        mirror_over_link=uplink,
+        size_bytes=round(size_gb * 1e9),
+        fetches=fetches,
+        compared=compare,
+        say=_say,
     )
     table, name = simulation_table(found), f"simulate-{nodes}"
     write_report(found, output, name, table)

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,23 @@ METHOD = {
 
 
 def simulation(
-    nodes: int, *, mirror_over_link: float, size_bytes: int, compared: bool, say: Callable[[str], None]
+    nodes: int,
+    *,
+    mirror_over_link: float,
+    size_bytes: int,
+    say: Callable[[str], None],
+    fetches: int | None = None,
+    compared: bool = False,
 ) -> tuple[dict[str, Any], Outcome]:
     """Simulate; return the one JSON object, and what to plot.
 
+    fetches:  chunks in flight for a node, None: as nodes have by default
     compared: simulate the random order, too
     """
     # A chunk that a node has sixteen of in flight takes at least sixteen times as long as it would alone.
     cluster = Cluster(nodes, size_bytes=size_bytes, mirror_over_link=mirror_over_link, step=0.5)
+    if fetches is not None:
+        cluster = replace(cluster, in_flight=fetches)
     outcome = simulate(cluster, say)
     ideal_s = cluster.chunks * cluster.chunk_s / min(1.0, mirror_over_link)
     slowest_s = float(outcome.whole_s.max())
