@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from bdnfs.cache.layout import Layout, empty
 from bdnfs.cache.storage import storage_error
+from bdnfs.core.errors import BdnfsError
 
 # In the cache's directory.
 SHARE = "share"
@@ -187,8 +188,8 @@ class Share:
         try:
             if self._makes_room(size):
                 kept = self._write(key, data)
-        except OSError:
-            pass  # a full disk, most likely: it is sent on all the same
+        except (OSError, BdnfsError):
+            pass  # a full disk, most likely, or an index that can't be asked: it is sent on all the same
         finally:
             with self._mutex:
                 if kept is None or key in self._kept:
@@ -231,7 +232,8 @@ class Share:
 
     def shrink(self) -> None:
         """Give back what the disk lacks for what else was promised on it."""
-        self._makes_room(0)
+        with suppress(OSError, BdnfsError):  # at the next time, then
+            self._makes_room(0)
 
     def _makes_room(self, size: int) -> bool:
         """Evict until the disk takes size more bytes; False where the share alone can't bring that about."""

@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from bdnfs.cache.layout import Layout
 from bdnfs.cache.share import Share, ShareKey, drop_share
+from bdnfs.core.errors import CacheError
 
 _dice = random.Random(3)
 SIZE = 10_000
@@ -90,6 +91,17 @@ def test_where_the_disk_has_no_room_the_share_makes_way(tmp_path: Path) -> None:
     assert [share.find(key) for key, _ in chunks] == [None, None, None, SIZE]
     disk.size = 0
     assert not share.keep(*chunk())
+    assert share.used_bytes == len(share) == 0
+
+
+def test_where_nobody_can_say_what_the_disk_has_room_for_nothing_is_kept(tmp_path: Path) -> None:
+    def unknown() -> int:
+        raise CacheError("the index is locked")
+
+    share = Share(tmp_path / "share", 5 * SIZE, unknown)
+    share.scan()
+    assert not share.keep(*chunk())
+    share.shrink()
     assert share.used_bytes == len(share) == 0
 
 
