@@ -7,7 +7,7 @@ import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import trio
 
 from bdnfs.cache.layout import check_directory, disk_free_bytes
 from bdnfs.cache.locks import open_lock_file, try_lock, who_holds
-from bdnfs.cache.node import NodeCache, open_node_cache
+from bdnfs.cache.node import NodeCache
 from bdnfs.cache.share import SHARE, Share
 from bdnfs.cache.storage import storage_error
 from bdnfs.cluster.access import Access, open_access
@@ -48,6 +48,8 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHARE_PART = 10
 _TIDY_EVERY_S = 2.0
 _PROMISED_FOR_S = 1.0
+# A stopped process may hold the index: what can't be looked up is not here, and peers don't wait for long.
+_INDEX_S = 10.0
 # The same warning within this is not said again.
 _SAID_FOR_S = 60.0
 
@@ -81,7 +83,7 @@ def serve_node(
         comes_back = lower()
         with (
             _warnings_to(warn),
-            open_node_cache(config.cache, scanner(config.cache)) as cache,
+            closing(NodeCache(config.cache, scanner(config.cache), lock_timeout_s=_INDEX_S)) as cache,
             _alone(cache.layout.root / "node") as directory,
         ):
             place = _Place(config, cluster, address, cache, directory, mirror)
