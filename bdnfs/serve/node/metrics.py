@@ -19,7 +19,6 @@ class Served:
         self.bytes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.filled: Counter[str] = Counter()
-        self.evicted = 0
 
     def sent(self, tier: str, size_bytes: int) -> None:
         self.chunks[tier] += 1
