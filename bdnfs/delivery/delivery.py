@@ -22,7 +22,6 @@ from bdnfs.delivery.stall import BUSY_TIMEOUT_S
 from bdnfs.delivery.window import Window
 from bdnfs.spec.config import UpstreamConfig
 from bdnfs.tiers.base import Cluster, Tier
-from bdnfs.tiers.fallback import Fallback
 from bdnfs.tiers.origin import MIRROR, ORIGIN, OriginTier
 from bdnfs.tiers.retry import Pace, Retry
 
@@ -45,7 +44,16 @@ class Snapshot:
         for entry, blob in zip(self.manifest.files, admitted.record.blobs, strict=True):
             digests = admitted.digests
             ranged = entry.ranged or (digests is not None and digests.holds(entry))
-            file = OpenFile(entry, blob, self.manifest, tier, admitted.origin, ranged=ranged, digests=digests)
+            file = OpenFile(
+                entry,
+                blob,
+                self.manifest,
+                tier,
+                admitted.origin,
+                ranged=ranged,
+                digests=digests,
+                cluster=cluster,
+            )
             self.files.append(states.setdefault(blob, file) if blob else file)
         self.unique = list({id(file): file for file in self.files}.values())
 
@@ -206,9 +214,9 @@ async def open_delivery(
     sync_bytes: how much of a file may be fetched before it is brought to the disk.
     peers: who is asked before the mirror.
 
+                  peers ─▶ PeerTier (threads) ──┐  asked before the others
     origin ─▶ OriginTier (threads) ─▶ Retry (pace) ─┬▶ Fetcher (single-flight) ─▶ blob ─▶ Sealer
-        mirror ─▶ MirrorTier (threads) ─▶ Fallback ─┤  (`Mirrored.before`)
-               peers ─▶ PeerTier (threads) ─▶ Fallback
+        mirror ─▶ MirrorTier (threads) ─▶ Fallback ─┘  (`Mirrored.before`)
     """
     _raise_open_files()
     pace = Pace(config.fetches_max)
@@ -216,7 +224,7 @@ async def open_delivery(
     snapshots = []
     for each in admitted:
         cluster = None if peers is None else _cluster(each, peers, window=window)
-        tier = _tier(each, threads, pace, config, progress, cluster)
+        tier = _tier(each, threads, pace, config, progress)
         snapshots.append(Snapshot(each, tier, cluster))
     progress.total_bytes = sum(file.entry.size for item in snapshots for file in item.unique)
     progress.files = sum(len(item.unique) for item in snapshots)
@@ -248,14 +256,11 @@ def _tier(
     pace: Pace,
     config: UpstreamConfig,
     progress: Progress,
-    cluster: Cluster | None,
 ) -> Tier:
     # A volume's origin is the mirror itself.
     name = MIRROR if item.record.manifest.source.startswith("bdn:") else ORIGIN
     origin = Retry(OriginTier(item.origin, threads, name), pace, config.attempts)
-    if item.mirrored is None:
-        return origin if cluster is None else Fallback(cluster, origin, progress.warn)
-    return item.mirrored.before(origin, threads, config, progress.warn, cluster)
+    return origin if item.mirrored is None else item.mirrored.before(origin, threads, config, progress.warn)
 
 
 def _cluster(item: Admitted, peers: "Peers", *, window: bool) -> Cluster | None:

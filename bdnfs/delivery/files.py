@@ -13,7 +13,7 @@ from bdnfs.core.units import MIB
 from bdnfs.manifest.model import FileEntry, Manifest
 from bdnfs.mirror.digests import Digests
 from bdnfs.origins.base import Origin
-from bdnfs.tiers.base import Tier
+from bdnfs.tiers.base import Cluster, Tier
 from bdnfs.volume.digests import check_digest, open_digest
 
 _opening = threading.Lock()
@@ -33,6 +33,7 @@ class OpenFile:
         "_changed",
         "blob",
         "blob_id",
+        "cluster",
         "counted",
         "counted_bytes",
         "digests",
@@ -59,15 +60,19 @@ class OpenFile:
         *,
         ranged: bool,
         digests: Digests | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        """ranged: its chunks can be had one by one, from upstream or from the mirror; digests: the mirror's of them."""
+        """ranged: its chunks can be had one by one, from upstream or from the mirror; digests: the mirror's of them.
+
+        cluster: who is asked before tier
+        """
         self.entry = entry
         self.blob_id = blob_id
         self.ranged = ranged
         self.digests = digests
         self.revision = manifest.revision
         self.tenant = manifest.tenant
-        self.tier = tier
+        self.tier, self.cluster = tier, cluster
         self.origin = origin
         self.blob: Blob | None = None
         self.whole = entry.size == 0

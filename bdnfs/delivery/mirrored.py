@@ -66,13 +66,11 @@ class Mirrored:
         threads: trio.CapacityLimiter,
         config: UpstreamConfig,
         warn: Callable[[str], None],
-        peers: Tier | None = None,
     ) -> Tier:
-        """Return the mirror with the origin behind it, and before it the peers, if there are any."""
+        """Return the mirror with the origin behind it."""
         upstream: Tier = _Taking(Matching(origin, self.digests), self, threads, warn)
         mirror = Retry(MirrorTier(self.digests, threads), Pace(config.fetches_max), _ATTEMPTS)
-        tier = Fallback(mirror, upstream, warn)
-        return tier if peers is None else Fallback(peers, tier, warn)
+        return Fallback(mirror, upstream, warn)
 
     async def take_turn(self, progress: Counters) -> None:
         """Wait until it is our turn to take what the mirror lacks, or somebody else has; progress shows for whom.

@@ -10,9 +10,11 @@ must not take all its peers for dead; on a machine that is overloaded they have 
 """
 
 import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import TypeVar
 
 import trio
 from outcome import Outcome
@@ -30,6 +32,11 @@ HANGS_S, _HANGS_TIMES = 5.0, 3.0
 # Fewer bytes than this in this time are a trickle: what it would bring takes hours.
 _FLOOR_BYTES, _FLOOR_S = 16 * 1024, 30.0
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# What `PeerTier.bring` calls in the thread that asks: before it asks anybody (False: not to), and with the bytes.
+First = Callable[[], bool]
+Then = Callable[[memoryview], None]
 
 
 class _Running:
@@ -39,11 +46,17 @@ class _Running:
         self.peer, self.ask, self.buffer = peer, ask, buffer
         self.began_s = time.monotonic()
         self.silent_s = self.still_s = self._floor_s = 0.0
+        self.is_asked = False
         self.given_up = False  # what it still says is no news
         self.passed_over = False  # it hangs, and another was asked beside it
         self.pinged = False
         self._peer_heard_s, self._heard_s = peer.client.heard_s, ask.heard_s
         self._floor_bytes = 0
+
+    def asks(self) -> None:
+        """It begins now."""
+        self.began_s = self.ask.heard_s = time.monotonic()
+        self.is_asked = True
 
     def tick(self, counts_s: float) -> None:
         """Count a tick, against the peer and against this question where nothing has come since the last."""
@@ -77,9 +90,21 @@ class Asking:
     What comes of them is decided in functions that await nothing; `run` only waits for the end.
     """
 
-    def __init__(self, name: ChunkName, order: Iterator[Peer], into: memoryview, peers: Peers) -> None:
-        """order: whom to ask, one after the other."""
+    def __init__(
+        self,
+        name: ChunkName,
+        order: Iterator[Peer],
+        into: memoryview,
+        peers: Peers,
+        first: First | None = None,
+        then: Then | None = None,
+    ) -> None:
+        """order: whom to ask, one after the other; first, then: as in `PeerTier.bring`."""
         self._name, self._order, self._into, self._peers = name, order, into, peers
+        self._first, self._then = first, then
+        self._taken: _Running | None = None  # whose bytes `then` gets; of several threads
+        self._taking = threading.Lock()
+        self._is_stopped = False  # `first` has said so
         self._running: list[_Running] = []
         self._asked = 0
         self._into_used = False  # a thread may write to it
@@ -103,7 +128,7 @@ class Asking:
         if self._won is None:
             return None
         winner, served = self._won
-        if winner.buffer is not self._into:
+        if winner.buffer is not self._into and self._then is None:
             self._into[:] = winner.buffer
         # What our own node had to bring from the mirror is no peer's.
         return MIRROR if winner.peer.own and served == "mirror" else PEER
@@ -112,7 +137,7 @@ class Asking:
         """Look at what is under way: who is dead, who trickles, who hangs. counts_s: how much time that was."""
         hangs_s = max(HANGS_S, _HANGS_TIMES * self._peers.usual_s)
         for running in self._running:
-            if running.given_up:
+            if running.given_up or not running.is_asked:
                 continue
             running.tick(counts_s)
             if running.silent_s >= _PING_S and not running.pinged:
@@ -133,8 +158,9 @@ class Asking:
 
     def _settle(self) -> None:
         """Ask the next one where nobody is left to wait for; see whether it is over."""
-        if self._won is None and not self._is_missing and self._bug is None:
-            if not any(not (running.given_up or running.passed_over) for running in self._running):
+        if self._won is None and not (self._is_missing or self._is_stopped or self._bug):
+            waits = any(not (running.given_up or running.passed_over) for running in self._running)
+            if not waits and self._taken is None:
                 self._ask_next()
             if self._running:
                 return
@@ -158,7 +184,32 @@ class Asking:
                 self._trio.run_sync_soon(self._ended, running, outcome)
 
         # No task for it, as `trio.to_thread` has: of what a chunk costs that would be the largest part.
-        trio.lowlevel.start_thread_soon(running.ask.run, deliver)
+        trio.lowlevel.start_thread_soon(lambda: self._work(running), deliver)
+
+    def _work(self, running: _Running) -> Served | None:
+        """Ask one peer, and take what it gives; runs in a thread."""
+        first, self._first = self._first, None
+        if first is not None and not self._ours(first):
+            self._is_stopped = True
+            return None
+        running.asks()
+        served = running.ask.run()
+        if served is not None and self._then is not None:
+            with self._taking:
+                if self._taken is None:
+                    self._taken = running
+            if self._taken is running:
+                then, buffer = self._then, running.buffer
+                self._ours(lambda: then(buffer))
+        return served
+
+    def _ours(self, call: Callable[[], T]) -> T | None:
+        """Return what call returns; what goes wrong in it is no peer's fault."""
+        try:
+            return call()
+        except BaseException as error:
+            self._bug = error
+            return None
 
     def _ended(self, running: _Running, outcome: Outcome[Served | None]) -> None:
         """Take in what came of a question."""
@@ -174,8 +225,8 @@ class Asking:
             self._bug = error
         else:
             if served is None:
-                self._is_missing = True
-            elif self._won is None:
+                self._is_missing = not self._is_stopped
+            elif self._won is None and (self._then is None or self._taken is running):
                 self._won = running, served
                 self._peers.answered(running.peer, time.monotonic() - running.began_s)
         self._settle()

@@ -1,6 +1,6 @@
 """The one small interface between delivery and everything that holds chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from bdnfs.core.ranges import chunk_range
@@ -38,6 +38,19 @@ class Cluster(Tier, Protocol):
     @property
     def is_asked(self) -> bool:
         """Whether there is anybody to ask now."""
+        ...
+
+    async def bring(
+        self,
+        chunk: Chunk,
+        into: memoryview,
+        first: Callable[[], bool] | None = None,
+        then: Callable[[memoryview], None] | None = None,
+    ) -> str | None:
+        """As `get`, with what comes before (False: not to ask) and after it in the same thread.
+
+        Raises what first and then raise. Where there is nobody to ask neither is called.
+        """
         ...
 
     async def arranged(self, chunks: Sequence[Chunk], /) -> list[int]:

@@ -12,7 +12,7 @@ from bdnfs.cluster.peers import Peer, Peers
 from bdnfs.core.errors import BdnfsError
 from bdnfs.manifest.model import FileEntry
 from bdnfs.mirror.digests import Digests
-from bdnfs.tiers.asking import Asking
+from bdnfs.tiers.asking import Asking, First, Then
 from bdnfs.tiers.base import Chunk
 from bdnfs.volume.digests import content_digest
 
@@ -27,8 +27,7 @@ _MAPS_AT_ONCE = 8
 class PeerTier:
     """Asks the members of the cluster for the chunks of one snapshot.
 
-    A miss where the mirror does not hold the file, or nobody gives the chunk. Raises nothing: a failed peer never
-    fails a read.
+    A miss where the mirror does not hold the file, or nobody gives the chunk. A failed peer never fails a read.
     """
 
     def __init__(
@@ -52,6 +51,16 @@ class PeerTier:
         self._dealt: object = None  # among whom, and of which files
 
     async def get(self, chunk: Chunk, into: memoryview) -> str | None:
+        return await self.bring(chunk, into)
+
+    async def bring(
+        self, chunk: Chunk, into: memoryview, first: First | None = None, then: Then | None = None
+    ) -> str | None:
+        """As `get`, and more of it in the one thread: each change of threads costs as much as a small chunk.
+
+        first: called before anybody is asked; False: nobody is. then: called with the bytes, once, wherever they are.
+        Raises what these two raise. Nobody to ask: neither is called.
+        """
         if not self._peers.any or not self._digests.holds(chunk.file):
             return None
         if trio.current_time() < self._unknown_until_s:
@@ -65,7 +74,7 @@ class PeerTier:
             self._unknown_until_s = trio.current_time() + _UNKNOWN_S
             return None
         order = self._order(owner, bytes.fromhex(name.digest), self._peers.ranking)
-        return await Asking(name, order, into, self._peers).run()
+        return await Asking(name, order, into, self._peers, first, then).run()
 
     @property
     def is_asked(self) -> bool:
