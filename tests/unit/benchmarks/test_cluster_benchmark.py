@@ -13,7 +13,20 @@ from benchmarks.simulate.model import Cluster, _orders, _shared, simulate
 from benchmarks.simulate.report import simulation, simulation_plot, simulation_table
 
 CHUNK = 8 << 20
-FIELDS = ["nodes", "bytes", "chunks", "mirror_uplink_over_link", "ideal_s", "slowest_s", "ratio", "upstream_bytes_over_size", "mirror_bytes_over_size", "upload_share_max", "cpu_max", "baselines"]
+FIELDS = [
+    "nodes",
+    "bytes",
+    "chunks",
+    "mirror_uplink_over_link",
+    "ideal_s",
+    "slowest_s",
+    "ratio",
+    "upstream_bytes_over_size",
+    "mirror_bytes_over_size",
+    "upload_share_max",
+    "cpu_max",
+    "baselines",
+]
 
 
 def run(cpu: float = 0.4) -> Filled:
