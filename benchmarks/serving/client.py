@@ -1,4 +1,4 @@
-"""A peer that wants a lot: python -m benchmarks.serving.client URL PATHS --seconds S [--rate BYTES] [--connections N]
+"""A peer that wants a lot: python -m benchmarks.serving.client URL PATHS [--seconds S] [--rate BYTES] [--connections N]
 
 Asks for the paths in turn, over connections that stay open, reads what comes and throws it away: as little work as a
 client can have, so that it is the server that is measured. Prints one JSON object.
@@ -7,31 +7,47 @@ client can have, so that it is the server that is measured. Prints one JSON obje
 import argparse
 import json
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 _BUFFER_BYTES = 1 << 20
+_ONCE_S = 120.0
 _HEAD_BYTES_MAX = 1 << 16
 
 
 class _Peer(threading.Thread):
-    """One connection. bytes: of answers that were whole chunks; refused: other answers"""
+    """One connection. bytes: of answers that were whole chunks; refused: other answers; rounds: again and again"""
 
     def __init__(
-        self, address: tuple[str, int], requests: list[bytes], until_s: float, rate: float | None
+        self,
+        address: tuple[str, int],
+        requests: list[bytes],
+        until_s: float,
+        rate: float | None,
+        *,
+        rounds: bool,
     ) -> None:
         super().__init__(daemon=True)
         self._address, self._requests, self._until_s, self._rate = address, requests, until_s, rate
+        self._rounds = rounds
+        self.failed: Exception | None = None
         self.bytes = self.refused = 0
 
     def run(self) -> None:
+        try:
+            self._ask()
+        except Exception as error:
+            self.failed = error
+
+    def _ask(self) -> None:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         began_s = time.monotonic()
         with socket.create_connection(self._address, 30) as connection:
             turn = 0
-            while time.monotonic() < self._until_s:
+            while time.monotonic() < self._until_s and (self._rounds or turn < len(self._requests)):
                 connection.sendall(self._requests[turn % len(self._requests)])
                 turn += 1
                 status, size = _answer(connection, buffer)
@@ -70,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.client", description=__doc__)
     parser.add_argument("url")
     parser.add_argument("paths", type=Path, help="a JSON list of [path, bytes]")
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seconds", type=float, help="how long, again and again; without: each path once")
     parser.add_argument("--rate", type=float, help="bytes per second at most, of all connections")
     parser.add_argument("--connections", type=int, default=2)
     options = parser.parse_args()
@@ -83,12 +99,15 @@ def main() -> None:
     ]
     began_s = time.monotonic()
     rate = options.rate / options.connections if options.rate else None
+    until_s = began_s + (options.seconds or _ONCE_S)
+    shares = [requests[number :: options.connections] for number in range(options.connections)]
     peers = [
         _Peer(
             (parts.hostname, parts.port),
-            requests[number:] + requests[:number],
-            began_s + options.seconds,
+            requests[number:] + requests[:number] if options.seconds else shares[number],
+            until_s,
             rate,
+            rounds=options.seconds is not None,
         )
         for number in range(options.connections)
     ]
@@ -96,6 +115,9 @@ def main() -> None:
         peer.start()
     for peer in peers:
         peer.join()
+    for peer in peers:
+        if peer.failed is not None:
+            sys.exit(f"asking {options.url}: {peer.failed}")
     seconds = time.monotonic() - began_s
     sent = sum(peer.bytes for peer in peers)
     print(json.dumps({"bytes": sent, "seconds": seconds, "refused": sum(peer.refused for peer in peers)}))

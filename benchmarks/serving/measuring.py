@@ -26,7 +26,6 @@ RATE_MIN, STEPS_MIN = 0.8, 0.99
 _REPOSITORY, _LOOP = "local/serving", "benchmarks.serving.loop"
 _CHUNK_BYTES = 8 << 20
 _START_S = 60.0
-_WARM_S = 0.5
 METHOD = {
     "rates": "one client on loopback, two connections kept open, whole chunks of 8 MiB from the page cache, read and "
     "thrown away; alternating pairs",
@@ -72,7 +71,7 @@ def serve(
     with ExitStack() as after:
         place = after.enter_context(_open_place(directory, size_bytes, while_job, say))
         with _node(place) as url, _plain(place, nginx) as plain:
-            _client(place, url, place.paths, 5.0)  # everything is in its share then
+            _client(place, url, place.paths)  # everything is in its share then
             _link_files(place)
             for number in range(pairs):
                 say(f"rates: {number + 1} of {pairs}")
@@ -81,7 +80,7 @@ def serve(
                     rates[name].append(_rate(_client(place, at, paths, seconds)))
         with _node(place, "--no-nginx") as url:
             say("rate without nginx")
-            _client(place, url, place.paths, _WARM_S)
+            _client(place, url, place.paths)
             rates["without_nginx"].append(_rate(_client(place, url, place.paths, seconds)))
         with _node(place) as url:
             steps = _steps(place, url, pairs, seconds, demand_bytes, say)
@@ -168,7 +167,9 @@ def _open_place(
 def _link_files(place: _Place) -> None:
     place.files.mkdir(exist_ok=True)
     for name, _ in _chunks(place):
-        found = next((place.home / "cache" / "share").rglob(name))
+        found = next((place.home / "cache" / "share").rglob(name), None)
+        if found is None:
+            raise BenchmarkError(f"the node did not keep the chunk {name} in its share; is the disk full?")
         os.link(found, place.files / name)
 
 
@@ -303,9 +304,11 @@ def _steps_per_s(seen: list[tuple[float, int]], began_s: float, ended_s: float) 
 
 
 def _client(
-    place: _Place, url: str, paths: Path, seconds: float, demand_bytes: float | None = None
+    place: _Place, url: str, paths: Path, seconds: float | None = None, demand_bytes: float | None = None
 ) -> dict[str, float]:
-    words = [sys.executable, "-m", "benchmarks.serving.client", url, str(paths), "--seconds", str(seconds)]
+    words = [sys.executable, "-m", "benchmarks.serving.client", url, str(paths)]
+    if seconds is not None:
+        words += ["--seconds", str(seconds)]
     if demand_bytes is not None:
         words = ["chrt", "--idle", "0", *words, "--rate", str(demand_bytes)]
     sent: dict[str, float] = json.loads(timed(words, place.environment).output)
