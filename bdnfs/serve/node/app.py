@@ -137,6 +137,9 @@ class NodeApp:
             return self._later("rate", rate.retry_after_s())
         try:
             found = await self._holdings.find(asked)
+            if found is None and self._holdings.has_come(asked):
+                found = await self._holdings.find(asked)
+            # Nothing is awaited in between: whoever comes while it is on its way joins its flight.
             if found is None and not asked.held:
                 found = self._holdings.fetched(asked, await self._owning.fetch(asked))
         except NotFoundError:

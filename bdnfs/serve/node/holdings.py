@@ -56,6 +56,10 @@ class Holdings:
             return None
         return await trio.to_thread.run_sync(self._look, asked, limiter=self._threads)
 
+    def has_come(self, asked: Asked) -> bool:
+        """Say whether the chunk is in the share by now: its flight may have ended while `find` looked elsewhere."""
+        return self._share.looks_sound(asked.key) is not None
+
     def fetched(self, asked: Asked, fetched: Fetched) -> Accel | Inline:
         """Return how a chunk that just came gets to whoever asked."""
         if fetched.kept and (asked.file or asked.blob):
