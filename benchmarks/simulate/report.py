@@ -14,6 +14,7 @@ from benchmarks.report import markdown
 from benchmarks.simulate.model import Cluster, Outcome, simulate
 
 RATIO_MAX = 1.1
+_FINE_NODES_MAX = 200
 METHOD = {
     "real": "who owns a chunk (bdnfs.cluster.owners, 5 % of slack); the scheduler's rules: order, chunks in flight, "
     "one fetch by the owner for all who wait, first come first served, whole chunks forwarded",
@@ -42,8 +43,9 @@ def simulation(
     fetches:  chunks in flight for a node, None: as nodes have by default
     compared: simulate the random order, too
     """
-    # A chunk that a node has sixteen of in flight takes at least sixteen times as long as it would alone.
-    cluster = Cluster(nodes, size_bytes=size_bytes, mirror_over_link=mirror_over_link, step=0.5)
+    # A chunk of sixteen in flight takes sixteen times as long as one alone: a longer step changes the third digit.
+    step = 0.5 if nodes <= _FINE_NODES_MAX else 1.0
+    cluster = Cluster(nodes, size_bytes=size_bytes, mirror_over_link=mirror_over_link, step=step)
     if fetches is not None:
         cluster = replace(cluster, in_flight=fetches)
     outcome = simulate(cluster, say)
