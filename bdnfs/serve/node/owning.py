@@ -30,6 +30,8 @@ _PEERS_ASKED = 2
 # After so many misses in a row only one chunk of so many is asked for: in a cluster that is all new nobody has any.
 _MISSES_MAX = 8
 _SELDOM = 16
+# What was new then may be everywhere by now.
+_MISSES_KEPT_S = 1.0
 
 MIRROR, PEER = "mirror", "peer"
 
@@ -76,6 +78,7 @@ class Owning:
         self._threads = trio.CapacityLimiter(_WRITES_MAX)
         self._pace = Pace(FLIGHTS_MAX)
         self._misses = self._skipped = 0
+        self._missed_s = 0.0
 
     @property
     def flights(self) -> int:
@@ -122,12 +125,16 @@ class Owning:
         return Fetched(data.toreadonly(), tier, kept)
 
     async def _ask_peers(self, asked: Asked) -> memoryview | None:
+        if trio.current_time() >= self._missed_s + _MISSES_KEPT_S:
+            self._misses = 0
         if self._misses >= _MISSES_MAX:
+            self._missed_s = trio.current_time()
             self._skipped = (self._skipped + 1) % _SELDOM
             if self._skipped:
                 return None
         found = await self._peers.held(asked, _PEERS_ASKED)
         self._misses = 0 if found is not None else self._misses + 1
+        self._missed_s = trio.current_time()
         return found
 
     async def _ask_mirror(self, asked: Asked) -> memoryview:
