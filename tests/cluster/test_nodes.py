@@ -7,7 +7,7 @@ nobody died, and at most 1 + 2/N of it where somebody did. Chunks are 64 KiB, a 
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.cluster.hosts import (
     all_at_once,
     open_cluster,
 )
-from tests.commands.node import until
+from tests.commands.node import Command, until
 from tests.storage.disks import Disks, fill_up
 
 NODES = 4
@@ -90,8 +90,9 @@ def once(counted: Counted) -> None:
     assert counted.hub_bytes == 0, counted
 
 
-def at_most(counted: Counted, times: float = 1 + 2 / NODES) -> None:
-    assert counted.mirror_bytes <= times * SIZE, counted
+def at_most(counted: Counted, times: float = 1 + 2 / NODES, fills: Sequence[Command] = ()) -> None:
+    said = "\n".join(fill.err for fill in fills)
+    assert counted.mirror_bytes <= times * SIZE, f"{counted}\n{said}"
     assert counted.hub_bytes == 0, counted
 
 
@@ -134,7 +135,7 @@ def test_an_owner_is_killed_at_half(cluster: Cluster, nodes: list[ClusterNode]) 
         until(lambda: "fetching" in commands[2].err, "its own fill to have begun")
         nodes[2].kill()
         all_at_once(commands)  # its own fill, too, goes on without it
-    at_most(counted)
+    at_most(counted, fills=commands)
     holds(nodes, "killed")
 
 
@@ -148,7 +149,7 @@ def test_the_network_of_one_is_cut_and_heals(cluster: Cluster, nodes: list[Clust
         all_at_once(others)  # without it
         nodes[1].host.heal()
         all_at_once(commands)
-    at_most(counted)
+    at_most(counted, fills=commands)
     holds(nodes, "cut")
 
 
@@ -175,7 +176,7 @@ def test_members_come_and_go(cluster: Cluster, nodes: list[ClusterNode]) -> None
             end()
             nodes[3].serve()
         all_at_once(commands)
-    at_most(counted)
+    at_most(counted, 1 + 2 * 2 / NODES, commands)  # it goes twice
     holds(nodes[:3], "flapping")
 
 
