@@ -1,4 +1,4 @@
-"""python -m benchmarks hit-miss | gpu | mirror: figures as Markdown, or as one JSON object with --json."""
+"""python -m benchmarks hit-miss | gpu | mirror | cluster | serving | simulate: Markdown, or JSON with --json."""
 
 import json
 import signal
@@ -14,6 +14,17 @@ from benchmarks.processes import ROOT, BenchmarkError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_output_option = click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=ROOT / "benchmarks" / "results",
+    help="Where table and plot go. Default: benchmarks/results",
+)
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of the table."
+)
+
+
 def _options(command: F) -> F:
     for option in (
         click.option(
@@ -22,17 +33,12 @@ def _options(command: F) -> F:
             default=ROOT / ".quickstart",
             help="Where the model is kept, shared with the quickstart. Default: .quickstart",
         ),
-        click.option(
-            "--output",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=ROOT / "benchmarks" / "results",
-            help="Where table and plot go. Default: benchmarks/results",
-        ),
+        _output_option,
         click.option(
             "--pairs", type=click.IntRange(1), default=15, show_default=True, help="Pairs for a ratio."
         ),
         click.option("--small", is_flag=True, help="A model of 2.6 MB instead of 1.19 GB."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table."),
+        _json_option,
     ):
         command = option(command)
     return command
@@ -95,6 +101,151 @@ def mirror(as_json: bool, small: bool, pairs: int, output: Path, directory: Path
     found = measuring.mirror(directory, small=small, pairs=pairs, say=_say)
     table = measuring.mirror_table(found)
     write_report(found, output, "mirror", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("cluster")
+@click.option("--nodes", type=click.IntRange(1, 32), default=4, show_default=True)
+@click.option(
+    "--rate",
+    "rate_mbit",
+    type=click.FloatRange(1),
+    default=110.0,
+    show_default=True,
+    help="Mbit/s of a link.",
+)
+@click.option(
+    "--size", "size_mib", type=click.IntRange(4), default=256, show_default=True, help="Of the snapshot, MiB."
+)
+@click.option("--chunk", "chunk_kib", type=click.IntRange(16), default=512, show_default=True, help="KiB.")
+@click.option("--mtu", type=click.IntRange(1280, 9000), default=9000, show_default=True, help="Of the links.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Measure these, too.")
+@_output_option
+@_json_option
+def cluster(
+    nodes: int,
+    rate_mbit: float,
+    size_mib: int,
+    chunk_kib: int,
+    mtu: int,
+    baselines: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """N nodes on links of their own fill themselves with one snapshot; everyone from the mirror; libtorrent."""
+    from benchmarks.cluster.measuring import cluster as measure
+    from benchmarks.cluster.measuring import cluster_plot, cluster_table
+    from benchmarks.report import write_report
+
+    found = measure(
+        ROOT / ".quickstart",
+        nodes=nodes,
+        size_bytes=size_mib << 20,
+        chunk_bytes=chunk_kib << 10,
+        rate_bits=round(rate_mbit * 1e6),
+        mtu=mtu,
+        baselines=baselines,
+        say=_say,
+    )
+    table, name = cluster_table(found), f"cluster-{nodes}"
+    write_report(found, output, name, table)
+    cluster_plot(found, output / f"{name}.png")
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("serving")
+@click.option("--pairs", type=click.IntRange(1), default=7, show_default=True, help="Pairs for a ratio.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.5), default=3.0, show_default=True, help="Of each half of a pair."
+)
+@click.option(
+    "--size", "size_mib", type=click.IntRange(16), default=256, show_default=True, help="Of all chunks, MiB."
+)
+@click.option(
+    "--demand",
+    "demand_mb",
+    type=click.FloatRange(1),
+    default=125.0,
+    show_default=True,
+    help="Of peers, MB/s.",
+)
+@click.option("--while-job", type=click.Choice(["throttle", "pause"]), default="throttle", show_default=True)
+@_output_option
+@_json_option
+def serving(
+    pairs: int,
+    seconds: float,
+    size_mib: int,
+    demand_mb: float,
+    while_job: str,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """What one node sends, over plain nginx; a training loop's steps while its node serves, over alone."""
+    from benchmarks.report import write_report
+    from benchmarks.serving.measuring import serve, serving_table
+
+    found = serve(
+        ROOT / ".quickstart",
+        pairs=pairs,
+        seconds=seconds,
+        size_bytes=size_mib << 20,
+        demand_bytes=demand_mb * 1e6,
+        while_job=while_job,
+        say=_say,
+    )
+    table = serving_table(found)
+    write_report(found, output, "serving", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("simulate")
+@click.option("--nodes", type=click.IntRange(2, 5000), default=64, show_default=True)
+@click.option(
+    "--uplink",
+    type=click.FloatRange(0.1),
+    default=4.0,
+    show_default=True,
+    help="The mirror's, in links of a node.",
+)
+@click.option(
+    "--size",
+    "size_gb",
+    type=click.FloatRange(0.1),
+    default=140.0,
+    show_default=True,
+    help="Of the snapshot, GB.",
+)
+@click.option(
+    "--fetches", type=click.IntRange(1, 512), help="Chunks in flight for a node. Default: as nodes have."
+)
+@click.option("--compare", is_flag=True, help="Simulate asking in a random order, too.")
+@_output_option
+@_json_option
+def simulate(
+    nodes: int,
+    uplink: float,
+    size_gb: float,
+    fetches: int | None,
+    compare: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """A cluster too large for one machine, with the ring's own code: how near the ideal, how even the uploads."""
+    from benchmarks.report import write_report
+    from benchmarks.simulate.report import simulation, simulation_plot, simulation_table
+
+    found, outcome = simulation(
+        nodes,
+        mirror_over_link=uplink,
+        size_bytes=round(size_gb * 1e9),
+        fetches=fetches,
+        compared=compare,
+        say=_say,
+    )
+    table, name = simulation_table(found), f"simulate-{nodes}"
+    write_report(found, output, name, table)
+    simulation_plot(found, outcome, output / f"{name}.png")
     print(json.dumps(found) if as_json else table)
 
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,11 +151,16 @@ def _require_space(place: Path, need_bytes: int) -> None:
 
 
 @contextmanager
-def serving(name: str, words: list[str], environment: dict[str, str]) -> Iterator[str]:
-    """Run a server of benchmarks.servers until the block ends; yield its URL, the first line it prints."""
+def serving(
+    name: str, words: list[str], environment: dict[str, str], prefix: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run a server of benchmarks.servers until the block ends; yield its URL, the first line it prints.
+
+    prefix: the words of what is to run it elsewhere
+    """
     # Its input is its life line: it ends with this process, however that ends.
     server = subprocess.Popen(
-        [sys.executable, "-m", f"benchmarks.servers.{name}", *words, "--until-eof"],
+        [*prefix, sys.executable, "-m", f"benchmarks.servers.{name}", *words, "--until-eof"],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,

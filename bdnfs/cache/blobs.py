@@ -125,12 +125,15 @@ class Blob:
         """Say whether the file is still linked, and the one found at its path."""
         return is_same_file(self.fd, self.path)
 
-    def write(self, index: int, data: memoryview) -> bytes:
-        """Write one whole chunk; return its BLAKE3. Raises SpaceError on a full disk."""
+    def write(self, index: int, data: memoryview, digest: bytes | None = None) -> bytes:
+        """Write one whole chunk; return its BLAKE3. Raises SpaceError on a full disk.
+
+        digest: its BLAKE3, where data was just checked against it
+        """
         start, stop = chunk_range(self.size, index)
         if len(data) != stop - start:
             raise IntegrityError(f"{self.path}: chunk {index} came with {len(data)} of {stop - start} bytes")
-        digest = blake3(data).digest()
+        digest = digest or blake3(data).digest()
         try:
             while data:
                 written = os.pwrite(self.fd, data, start)

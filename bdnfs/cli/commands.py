@@ -18,6 +18,7 @@ COMMANDS = {
     "lock": ("plan", "Write spec.lock: the revision of each source now."),
     "mirror": ("mirror", "Bring a spec's sources into the mirror; look after it."),
     "serve-volumes": ("serve", "Serve the mirror's volumes over HTTP, as BDN's own client reads them."),
+    "node": ("node", "Be a node of a cluster: serve chunks to its other nodes."),
     "purge": ("purge", "Delete everything of a tenant."),
     "pin": ("cache", "Keep a spec's snapshots from being evicted for a while."),
     "cache": ("cache", "Look after the node cache."),

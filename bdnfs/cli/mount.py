@@ -103,14 +103,21 @@ def status(as_json: bool, config: str | None) -> None:
 
     import msgspec
 
-    from bdnfs.cli.shown import status_lines
+    from bdnfs.cli.shown import cluster_lines, status_lines
     from bdnfs.session.records import prepared_layout
     from bdnfs.session.status import statuses
     from bdnfs.session.unmounting import clear_dead
 
     loaded = read_config(config)
+    cluster, in_cluster = list[str](), {}
+    if loaded.cluster is not None:
+        from bdnfs.session.cluster_status import cluster_status
+
+        members = cluster_status(loaded.cluster)
+        cluster, in_cluster = list(cluster_lines(members)), {"cluster": msgspec.to_builtins(members)}
     if not os.path.isdir(loaded.cache.directory):
-        print(json.dumps({"mounts": [], "cleared": [], "cache": None}) if as_json else "nothing is mounted")
+        told = {"mounts": [], "cleared": [], "cache": None, **in_cluster}
+        print(json.dumps(told) if as_json else "\n".join(["nothing is mounted", *cluster]))
         return
     layout = prepared_layout(loaded.cache)
     cleared = clear_dead(layout)  # before the index is opened: a stopped daemon may hold its lock
@@ -124,10 +131,12 @@ def status(as_json: bool, config: str | None) -> None:
                     "mounts": msgspec.to_builtins(found),
                     "cleared": cleared,
                     "cache": {"directory": loaded.cache.directory, **vars(usage)},
+                    **in_cluster,
                 }
             )
         )
         return
     for location in cleared:
         print(f"{location}: its daemon had died; the mount was cleared")
-    print("\n".join(status_lines(found, usage.present_bytes, loaded.cache.directory)))
+    lines = status_lines(found, usage.present_bytes, loaded.cache.directory)
+    print("\n".join([*lines, *cluster]))

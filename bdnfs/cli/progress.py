@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from bdnfs.core.progress import View
+from bdnfs.core.progress import WAITING, View
 from bdnfs.core.units import format_duration, format_size
 
 MODES = ("bar", "plain", "json", "none")
@@ -91,7 +91,7 @@ class Shower:
         fetched = f"{format_size(fetched_bytes)} {self._doing}ed{self._by_tier(view)}"
         if view.state == "whole":
             return f"whole: {total} in {view.files} files, {fetched} in {took}"
-        if view.state.startswith("waiting for "):
+        if view.state.startswith(WAITING):
             return f"{view.state}, {took} now"
         if view.total_bytes == 0:
             return f"asking upstream, for {took} now"

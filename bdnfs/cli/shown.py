@@ -1,9 +1,13 @@
 """What `status` shows people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bdnfs.core.units import format_size, short
 from bdnfs.session.status import MountStatus
+
+if TYPE_CHECKING:  # a node without a cluster needs none of it
+    from bdnfs.session.cluster_status import ClusterStatus, MemberStatus
 
 _USERS_SHOWN = 5
 _SAID = {
@@ -39,3 +43,34 @@ def _state(item: MountStatus) -> str:
         share = 100 * present // item.total_bytes
         said += f", {share} % ({format_size(present)} of {format_size(item.total_bytes)})"
     return f"{said}, {'native' if item.kind == 'native' else 'through FUSE'}"
+
+
+def cluster_lines(cluster: "ClusterStatus") -> Iterator[str]:
+    """Yield a line for the cluster, and a paragraph for each member."""
+    up = sum(member.facts is not None for member in cluster.members)
+    yield f"cluster: {cluster.name}, {len(cluster.members)} members, {up} of them answer"
+    if cluster.error:
+        yield f"    error: {cluster.error}"
+    for member in cluster.members:
+        yield from _member_lines(member)
+
+
+def _member_lines(member: "MemberStatus") -> Iterator[str]:
+    facts = member.facts
+    here = " (this machine)" if member.here else ""
+    if facts is None:
+        yield f"  {member.name}{here}  {member.error}"
+        return
+    share, serving = facts.share, facts.serving
+    rate = f" at {format_size(serving.rate_bytes_s)}/s" if serving.rate_bytes_s else ""
+    yield f"  {member.name}{here}  {serving.state}{rate}{', through nginx' if serving.nginx else ''}"
+    hits = "" if serving.hit_rate is None else f", hit rate {100 * serving.hit_rate:.1f} %"
+    yield (
+        f"    share {format_size(share.used_bytes)} of {format_size(share.cap_bytes)}, {share.chunks} chunks{hits}"
+    )
+    yield f"    sent {_by_tier(serving.bytes)}"
+    yield f"    filled here {_by_tier(facts.tiers)}"
+
+
+def _by_tier(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{format_size(size)} from {tier}" for tier, size in sorted(sizes.items())) or "nothing"

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+# How the state of who waits for another process begins.
+WAITING = "waiting for "
+
 
 class View(Protocol):
     """What can be shown: a fill's own counters, or what a daemon says of its."""

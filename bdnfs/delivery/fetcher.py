@@ -25,8 +25,8 @@ from bdnfs.delivery.progress import Progress
 from bdnfs.delivery.stall import Stall
 from bdnfs.delivery.window import Window
 from bdnfs.spec.config import UpstreamConfig
-from bdnfs.tiers.base import Chunk
-from bdnfs.tiers.origin import ORIGIN
+from bdnfs.tiers.base import Chunk, Cluster
+from bdnfs.tiers.origin import MIRROR, ORIGIN, PEER
 from bdnfs.tiers.retry import Pace, retrying
 
 # Demand reads get slots of their own, so that none waits for a prefetched chunk to end.
@@ -139,7 +139,12 @@ class Fetcher:
             blob = await file.opened(self._cache)
             if blob.present[ref.number]:
                 return  # opened anew, and whole by now: there is nothing to claim
-            claim = await self._claim(file, blob, ref.number)
+            claim, asked = None, False
+            if file.cluster is not None and self._window is None and not demand:
+                claim = await self._bring_at_once(file.cluster, file, blob, ref)
+                asked = claim is not None
+            if claim is None:
+                claim = await self._claim(file, blob, ref.number)
             stall = Stall(blob.path, self._busy_timeout_s)
             pause_s = _BUSY_FIRST_PAUSE_S
             while claim is Claim.BUSY and demand:
@@ -152,9 +157,9 @@ class Fetcher:
                 try:
                     if demand:
                         async with self._demand_slots:
-                            await self._bring(file, blob, ref)
+                            await self._bring(file, blob, ref, asked=asked)
                     else:
-                        await self._bring(file, blob, ref)
+                        await self._bring(file, blob, ref, asked=asked)
                 finally:
                     blob.release(ref.number)
 
@@ -195,18 +200,61 @@ class Fetcher:
             if mine and not kept:
                 blob.release(index)
 
-    async def _bring(self, file: OpenFile, blob: Blob, ref: ChunkRef) -> None:
-        if self._window is None:
-            await self._fetch(file, blob, ref)
-        else:
-            await self._window.fetch(file, blob, ref.number, partial(self._fetch, file, blob, ref))
+    async def _bring_at_once(
+        self, cluster: Cluster, file: OpenFile, blob: Blob, ref: ChunkRef
+    ) -> Claim | None:
+        """Claim a chunk, ask the peers for it and write it, all in one thread.
 
-    async def _fetch(self, file: OpenFile, blob: Blob, ref: ChunkRef) -> None:
+        Returns PRESENT once it is here, BUSY, MINE where it is claimed and no peer gives it, None where none was asked.
+        """
+        claim, row = None, None
+
+        def first() -> bool:
+            nonlocal claim
+            claim = self._claim_blocking(blob, ref.number)
+            return claim is Claim.MINE
+
+        def then(data: memoryview) -> None:
+            nonlocal row
+            row = self._write(blob, ref.number, data, file)
+
+        chunk = Chunk(file.revision, file.entry, ref.number)
+        start, stop = chunk.range
+        buffer = self._buffers.take(stop - start)
+        try:
+            tier = await cluster.bring(chunk, memoryview(buffer)[: stop - start], first, then)
+            self._buffers.give(buffer)
+            if tier is not None and row is not None:
+                await self._publish(file, blob, ref.number, row, tier)
+        except BaseException:
+            if claim is Claim.MINE:
+                blob.release(ref.number)
+            raise
+        if row is not None:
+            blob.release(ref.number)
+            return Claim.PRESENT
+        if claim is Claim.PRESENT:
+            self._landed(file, blob, ref.number)
+        return claim
+
+    async def _bring(self, file: OpenFile, blob: Blob, ref: ChunkRef, *, asked: bool) -> None:
+        """asked: the peers have been."""
+        fetch = partial(self._fetch, file, blob, ref, asked=asked)
+        if self._window is None:
+            await fetch()
+        else:
+            await self._window.fetch(file, blob, ref.number, fetch)
+
+    async def _fetch(self, file: OpenFile, blob: Blob, ref: ChunkRef, *, asked: bool) -> None:
         chunk = Chunk(file.revision, file.entry, ref.number)
         start, stop = chunk.range
         buffer = self._buffers.take(stop - start)
         view = memoryview(buffer)[: stop - start]
-        tier = await file.tier.get(chunk, view)
+        tier = None
+        if file.cluster is not None and not asked:
+            tier = await file.cluster.bring(chunk, view)
+        if tier is None:
+            tier = await file.tier.get(chunk, view)
         if tier is None:
             raise UpstreamError(f"{file.entry.path}: no tier has its chunk {ref.number}; mount again")
         await self._store(file, blob, ref.number, view, tier)
@@ -214,15 +262,22 @@ class Fetcher:
         self._buffers.give(buffer)
 
     async def _store(self, file: OpenFile, blob: Blob, index: int, data: memoryview, tier: str) -> None:
-        row = await trio.to_thread.run_sync(self._write, blob, index, data)
+        # Checked a moment ago, by the tier that gave it.
+        checked = tier in (PEER, MIRROR) and file.digests is not None
+        row = await trio.to_thread.run_sync(self._write, blob, index, data, file if checked else None)
+        await self._publish(file, blob, index, row, tier)
+
+    async def _publish(self, file: OpenFile, blob: Blob, index: int, row: ChunkRow, tier: str) -> None:
         await self._commits.publish(ChunkRef(blob.id, index), row)
         reach("chunk:committed")
-        file.unsynced_bytes += len(data)
-        self._progress.fetched(tier, len(data))
+        start, stop = chunk_range(blob.size, index)
+        file.unsynced_bytes += stop - start
+        self._progress.fetched(tier, stop - start)
         self._landed(file, blob, index)
 
-    def _write(self, blob: Blob, index: int, data: memoryview) -> ChunkRow:
-        row = ChunkRow(ChunkState.FILLED, self._cache.writer, blob.write(index, data))
+    def _write(self, blob: Blob, index: int, data: memoryview, checked: OpenFile | None) -> ChunkRow:
+        digest = checked.digest_of(index) if checked is not None else None
+        row = ChunkRow(ChunkState.FILLED, self._cache.writer, blob.write(index, data, digest))
         reach("chunk:written")
         blob.check_written()
         return row

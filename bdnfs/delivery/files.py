@@ -11,8 +11,9 @@ from bdnfs.core.errors import BdnfsError
 from bdnfs.core.ranges import CHUNK_BYTES, chunk_range
 from bdnfs.core.units import MIB
 from bdnfs.manifest.model import FileEntry, Manifest
+from bdnfs.mirror.digests import Digests
 from bdnfs.origins.base import Origin
-from bdnfs.tiers.base import Tier
+from bdnfs.tiers.base import Cluster, Tier
 from bdnfs.volume.digests import check_digest, open_digest
 
 _opening = threading.Lock()
@@ -32,8 +33,10 @@ class OpenFile:
         "_changed",
         "blob",
         "blob_id",
+        "cluster",
         "counted",
         "counted_bytes",
+        "digests",
         "entry",
         "error",
         "hashed",
@@ -56,13 +59,20 @@ class OpenFile:
         origin: Origin,
         *,
         ranged: bool,
+        digests: Digests | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
+        """ranged: its chunks can be had one by one, from upstream or from the mirror; digests: the mirror's of them.
+
+        cluster: who is asked before tier
+        """
         self.entry = entry
         self.blob_id = blob_id
-        self.ranged = ranged  # its chunks can be had one by one: from upstream, or from the mirror
+        self.ranged = ranged
+        self.digests = digests
         self.revision = manifest.revision
         self.tenant = manifest.tenant
-        self.tier = tier
+        self.tier, self.cluster = tier, cluster
         self.origin = origin
         self.blob: Blob | None = None
         self.whole = entry.size == 0
@@ -89,6 +99,11 @@ class OpenFile:
     def let_go(self) -> None:
         """Let the blob be closed as soon as nobody uses it; the next to need it opens it again."""
         self.blob = None
+
+    def digest_of(self, number: int) -> bytes | None:
+        """Return the BLAKE3 that the mirror, and with it the peers, give chunk number by; None where it has none."""
+        known = self.digests.of(self.entry) if self.digests is not None else None
+        return bytes.fromhex(known[number].removeprefix("b3:")) if known else None
 
     def read(self, cache: NodeCache, offset: int, into: memoryview) -> None:
         """Fill `into` from the blob; blocking. Raises CacheError or SpaceError where the disk lost what was written."""

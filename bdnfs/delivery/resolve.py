@@ -20,6 +20,7 @@ from bdnfs.spec.weights import Weights
 
 if TYPE_CHECKING:
     from bdnfs.delivery.mirrored import Mirrored
+    from bdnfs.mirror.digests import Digests
     from bdnfs.origins.base import Origin
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Admitted:
     """A snapshot that has its room and its pin, and where its missing bytes come from.
 
     mirrored: what the mirror does for it, None without one
+    volume:   digests of the chunks of a source that lies in the mirror itself, None of others
     """
 
     snapshot_id: str
@@ -51,6 +53,12 @@ class Admitted:
     pin: Pin
     origin: "Origin"
     mirrored: "Mirrored | None" = None
+    volume: "Digests | None" = None
+
+    @property
+    def digests(self) -> "Digests | None":
+        """By which the mirror and the peers have its chunks; None where nobody but upstream has any."""
+        return self.volume if self.mirrored is None else self.mirrored.digests
 
     def close(self) -> None:
         """Let origin and mirror go; the pin goes with the delivery."""

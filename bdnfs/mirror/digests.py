@@ -9,13 +9,22 @@ from bdnfs.mirror.held import HeldFile
 
 
 class Digests:
-    """The digests of the chunks of files that a mirror holds; a file's chunkmap is read once. Blocking."""
+    """The digests of the chunks of files that a mirror holds; a file's chunkmap is read once. Blocking.
+
+    adopted: how often it has learned of more files
+    """
 
     def __init__(self, contents: Contents, files: Mapping[str, HeldFile]) -> None:
         self.contents = contents
         self._files = files
         self._chunks: dict[str, list[str]] = {}
         self._lock = threading.Lock()
+        self.adopted = 0
+
+    def adopt(self, files: Mapping[str, HeldFile]) -> None:
+        """Learn what the mirror holds by now."""
+        self._files = {**self._files, **files}
+        self.adopted += 1
 
     def fill(self, file: FileEntry, number: int, into: memoryview) -> bool:
         """Fill `into` with a chunk of a file; False where the mirror has no such file."""

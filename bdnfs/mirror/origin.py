@@ -75,6 +75,10 @@ class VolumeOrigin:
             self.read(revision, entry, first, piece)
             yield piece
 
+    def digests(self, revision: str | None) -> Digests:
+        """Return the digests of the chunks of the source's files, by which peers have them too."""
+        return self._listed(revision)
+
     def close(self) -> None:
         self._versions.store.close()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bdnfs.core.errors import (
@@ -22,6 +23,7 @@ from bdnfs.spec.secret import Secrets, plain_token
 from bdnfs.spec.weights import Weights
 
 if TYPE_CHECKING:
+    from bdnfs.mirror.digests import Digests
     from bdnfs.origins.base import Origin
     from bdnfs.session.mirror import SourceMirror
 
@@ -135,6 +137,17 @@ def open_origin_of(weights: Weights, config: Config, secrets: Secrets) -> "Origi
     from bdnfs.origins.registry import open_origin
 
     return open_origin(weights.source, config.upstream, weights.auth, secrets)
+
+
+def volume_digests(origin: "Origin", revision: str) -> "Digests | None":
+    """Return the digests of the chunks of a source that lies in the mirror; None for others, or where it is away."""
+    from bdnfs.mirror.origin import VolumeOrigin
+
+    if not isinstance(origin, VolumeOrigin):
+        return None
+    with suppress(BdnfsError):
+        return origin.digests(revision)
+    return None
 
 
 def upstream_listing(

@@ -2,6 +2,9 @@
 
 import tempfile
 import traceback
+from collections.abc import Callable
+
+_BUGS_KEPT_MAX = 10
 
 
 def bug_line(error: BaseException) -> str:
@@ -12,3 +15,19 @@ def bug_line(error: BaseException) -> str:
         f"this is a bug in bdnfs ({type(error).__name__}): please report it with {file.name}; "
         "nothing in the cache is lost"
     )
+
+
+def bug_lines() -> Callable[[BaseException], str]:
+    """Return what keeps the tracebacks of the first few errors that nobody expected."""
+    kept = 0
+
+    def bug(error: BaseException) -> str:
+        nonlocal kept
+        kept += 1
+        return (
+            bug_line(error)
+            if kept <= _BUGS_KEPT_MAX
+            else f"a bug in bdnfs ({type(error).__name__}), as before"
+        )
+
+    return bug

@@ -34,7 +34,8 @@ class Request(msgspec.Struct, frozen=True):
 class Event(msgspec.Struct, frozen=True):
     """What a daemon says.
 
-    state: resolving, ready, fetching, whole, window (never to be whole: `--no-fill`), failed, stopping
+    state: resolving, ready, fetching, whole, window (never to be whole: `--no-fill`), failed, stopping; or "waiting
+           for" somebody who mirrors the source, which can be read meanwhile
     """
 
     state: str

@@ -18,6 +18,7 @@ import trio
 
 from bdnfs.cache.node import NodeCache, open_node_cache
 from bdnfs.core.errors import UNREADABLE, BdnfsError, MountError, UnavailableError
+from bdnfs.core.progress import WAITING
 from bdnfs.core.steps import reach
 from bdnfs.delivery.delivery import Delivery, open_delivery
 from bdnfs.delivery.nursery import open_nursery
@@ -31,7 +32,7 @@ from bdnfs.session.asking import open_origin_of
 from bdnfs.session.bugs import bug_line
 from bdnfs.session.control import Event, Request
 from bdnfs.session.elsewhere import scanner
-from bdnfs.session.filling import admit_parts, mirror
+from bdnfs.session.filling import admit_parts, mirror, peers_of
 from bdnfs.session.job import Job
 from bdnfs.session.keeper import kept
 from bdnfs.session.parts import Part, part_at
@@ -100,9 +101,17 @@ class Daemon:
         }
         tree = Tree({name: admitted[index].record.manifest for name, index in places.items()})
         try:
-            async with open_delivery(
-                self._cache, admitted, config.upstream, self._progress, window=not options.fill
-            ) as delivery:
+            async with (
+                peers_of(config, admitted, self._progress) as peers,
+                open_delivery(
+                    self._cache,
+                    admitted,
+                    config.upstream,
+                    self._progress,
+                    window=not options.fill,
+                    peers=peers,
+                ) as delivery,
+            ):
                 await self._serve(delivery, admitted, tree, places)
         finally:
             for item in admitted:
@@ -161,7 +170,8 @@ class Daemon:
             self._enter("window")
             return
         self._enter("fetching")
-        for snapshot in delivery.snapshots:
+        items = {item.snapshot_id: item for item in admitted}
+        for snapshot in delivery.in_turn():
             while True:
                 try:
                     tree = await delivery.fill(snapshot)
@@ -178,8 +188,7 @@ class Daemon:
             if self._job.direct is None:
                 await self._bound.wait()
                 await self._hand_off(snapshot.id, tree)
-        for item in admitted:
-            await mirror(self._cache, item, self._progress)
+            await mirror(self._cache, items[snapshot.id], self._progress)
         if self._is_over():
             return
         if self._job.direct is None and not self._fuse_fds:
@@ -329,7 +338,7 @@ class Daemon:
     def event(self) -> Event:
         progress = self._progress
         return Event(
-            state="stopping" if self._stopping else self._state,
+            state="stopping" if self._stopping else self._shown_state,
             pid=os.getpid(),
             total_bytes=progress.total_bytes,
             present_bytes=progress.present_bytes,
@@ -343,6 +352,12 @@ class Daemon:
             device=self._device,
             stands=self._job.options.lazy and self._bound.is_set() and not self._is_over(),
         )
+
+    @property
+    def _shown_state(self) -> str:
+        """Its state; while somebody else mirrors the source, whom the fill waits for."""
+        waits = self._state == "fetching" and self._progress.state.startswith(WAITING)
+        return self._progress.state if waits else self._state
 
     def stop(self) -> None:
         """End the mount: everything is cancelled, `close` takes the mounts away."""

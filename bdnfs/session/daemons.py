@@ -14,6 +14,7 @@ import msgspec
 
 from bdnfs.cache.layout import Layout
 from bdnfs.core.errors import DeadlineError, MountError
+from bdnfs.core.progress import WAITING
 from bdnfs.core.steps import reach
 from bdnfs.session.children import Child, environment_without, remember, remembered, says_in_time
 from bdnfs.session.control import DaemonSilentError, Event, connect
@@ -150,7 +151,7 @@ def follow(
                         f"{_locations(directory)}: is mounted with --no-fill, so it will never be whole; unmount it "
                         "and mount it without, to have it all here"
                     )
-                if event.state in ("whole", until) or (until == "ready" and event.state in _READABLE):
+                if event.state in ("whole", until) or (until == "ready" and _is_readable(event)):
                     return
         reason = "it said nothing more"
     except DeadlineError as error:
@@ -161,6 +162,10 @@ def follow(
     record = directory.read()
     if record is None or record.kind != "native":
         raise ended(directory, reason)
+
+
+def _is_readable(event: Event) -> bool:
+    return event.state in _READABLE or event.state.startswith(WAITING)
 
 
 def ended(directory: RecordDirectory, reason: str) -> DaemonEndedError:

@@ -1,9 +1,11 @@
 """Fill now, in this process: what `run` and `prefetch` do before anything is bound."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,6 +20,9 @@ from bdnfs.session.options import Options
 from bdnfs.session.parts import Part, admit
 from bdnfs.spec.config import Config
 from bdnfs.spec.secret import Secrets
+
+if TYPE_CHECKING:
+    from bdnfs.cluster.peers import Peers
 
 # Called every so often with the progress so far.
 Show = Callable[[Progress], None]
@@ -86,11 +91,11 @@ async def fill_parts(
     known, admitted = await admit_parts(cache, config, parts, options, secrets, progress)
     pins = [cache.pin(item.snapshot_id) for item in admitted]  # they outlive the delivery
     try:
-        async with open_delivery(cache, admitted, config.upstream, progress) as delivery:
-            trees = await fill_all(delivery, progress)
-            progress.state = "mirroring"
-            for item in admitted:
-                await mirror(cache, item, progress)
+        async with (
+            peers_of(config, admitted, progress) as peers,
+            open_delivery(cache, admitted, config.upstream, progress, peers=peers) as delivery,
+        ):
+            trees = await _fill_all(cache, delivery, admitted, progress)
     except BaseException:
         for pin in pins:
             pin.close()
@@ -146,10 +151,29 @@ async def mirror(cache: NodeCache, item: Admitted, progress: Progress) -> None:
         await item.mirrored.publish(cache, item.record.blobs, progress.warn)
 
 
-async def fill_all(delivery: Delivery, progress: Progress) -> dict[str, Path]:
+async def _fill_all(
+    cache: NodeCache, delivery: Delivery, admitted: Sequence[Admitted], progress: Progress
+) -> dict[str, Path]:
     """Fill every snapshot of the delivery, one after the other; return the trees by snapshot id."""
-    progress.state = "fetching"
+    items = {item.snapshot_id: item for item in admitted}
     trees: dict[str, Path] = {}
-    for snapshot in delivery.snapshots:
+    for snapshot in delivery.in_turn():
+        progress.state = "fetching"
         trees[snapshot.id] = await delivery.fill(snapshot)
+        progress.state = "mirroring"
+        await mirror(cache, items[snapshot.id], progress)
     return trees
+
+
+@asynccontextmanager
+async def peers_of(
+    config: Config, admitted: Sequence[Admitted], progress: Progress
+) -> "AsyncIterator[Peers | None]":
+    """Yield the peers that are asked before the mirror, None without a cluster, or where it takes no part."""
+    if config.cluster is None or all(item.digests is None for item in admitted):
+        yield None
+        return
+    from bdnfs.cluster.peers import open_peers
+
+    async with open_peers(config.cluster, progress.warn) as peers:
+        yield peers

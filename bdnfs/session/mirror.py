@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bdnfs.core.errors import BdnfsError, SpecError
-from bdnfs.delivery.mirrored import Mirrored
+from bdnfs.delivery.mirrored import SHOWN_S, Mirrored, Taken, Turn
 from bdnfs.delivery.resolve import selection_text
 from bdnfs.manifest.model import Manifest
 from bdnfs.mirror.collecting import collector
 from bdnfs.mirror.digests import Digests
 from bdnfs.mirror.held import HeldFile
 from bdnfs.mirror.ingest import Ingest
-from bdnfs.mirror.lease import take
+from bdnfs.mirror.lease import RENEW_S, Holder, take
 from bdnfs.mirror.opening import open_store
 from bdnfs.mirror.origin import VolumeOrigin
 from bdnfs.mirror.versions import VersionRow, Versions
@@ -30,6 +30,23 @@ from bdnfs.volume.names import volume_of
 TENANT = "default"
 # The longest wait for its first answer: there is upstream, too.
 _FIND_S = 10.0
+_WAIT_S = 1.0
+# Who holds a lease and gets no further for so long (upstream is away from it, or its disk is full) is not waited for.
+_STALL_S = 300.0
+
+
+class _Stall:
+    """How long who is waited for has got no further."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[str, int] = ("", 0)
+        self._since_s = time.monotonic()
+
+    def is_long(self, holder: Holder) -> bool:
+        seen = (holder.id, holder.done)
+        if seen != self._seen:
+            self._seen, self._since_s = seen, time.monotonic()
+        return time.monotonic() - self._since_s >= _STALL_S
 
 
 @dataclass(frozen=True)
@@ -54,30 +71,83 @@ class Mirror:
 
     def holding(self, row: VersionRow) -> tuple[Manifest, Mirrored]:
         """Return upstream's listing of a version, and the mirror's part in filling it: all of it."""
-        manifest = self.versions.manifest(row)
-        files = {file.path: HeldFile(file.size, file.chunk, file.chunkmap) for file in manifest.files}
+        files = self.files(row)
         listing = self.versions.listing(row)
         return listing, Mirrored(Digests(self.versions.contents(row.namespace), files))
+
+    def files(self, row: VersionRow) -> dict[str, HeldFile]:
+        """Return the files of a version by their path."""
+        manifest = self.versions.manifest(row)
+        return {file.path: HeldFile(file.size, file.chunk, file.chunkmap) for file in manifest.files}
 
     def taking(self, weights: Weights, listing: Manifest, *, moved: bool) -> Mirrored:
         """Return the mirror's part in filling what it lacks: it gives what it has, and takes the rest.
 
-        It takes nothing while another process is at it, or where it can't be written to.
+        Where another process is at it, or a `gc` is: in a cluster our turn is to be waited for, else the mirror takes
+        nothing. Nor does it where it can't be written to.
         """
-        store, lease = self.versions.store, None
+        store, key = self.versions.store, self.lease_key(weights, listing.revision)
+        lease, turn = None, None
         with suppress(BdnfsError):
-            lease = take(store, self.lease_key(weights, listing.revision), waiting=lambda _: False)
+            lease = take(store, key, waiting=lambda _: False)
+            if lease is None:
+                turn = self._turn(weights, listing, moved=moved)
         try:
             if lease is not None and collector(store, self.versions.org) is not None:
                 lease.release()
-                lease = None
+                lease, turn = None, self._turn(weights, listing, moved=moved)
             ingest = self.ingest(weights, listing, moved=moved)
             digests = Digests(ingest.contents, ingest.look())
         except BaseException:
             if lease is not None:
                 lease.release()
             raise
-        return Mirrored(digests, ingest if lease else None, lease)
+        renew_s = SHOWN_S if self.config.cluster is not None else RENEW_S
+        return Mirrored(digests, ingest if lease else None, lease, turn, renew_s)
+
+    def _turn(self, weights: Weights, listing: Manifest, *, moved: bool) -> Turn | None:
+        """Return how to wait for our turn to take a listing in; None outside of a cluster, where nobody waits."""
+        if self.config.cluster is None:
+            return None
+
+        def turn(goes_on: Callable[[Holder], bool]) -> Taken:
+            return self._taken(weights, listing, goes_on, moved=moved)
+
+        return turn
+
+    def _taken(
+        self, weights: Weights, listing: Manifest, goes_on: Callable[[Holder], bool], *, moved: bool
+    ) -> Taken:
+        """Wait until the version is there, or the lease is ours; not for who does not get on."""
+        store, found = self.versions.store, list[VersionRow]()
+        stall = _Stall()
+
+        def waiting(holder: Holder) -> bool:
+            row = self.find(weights, listing.revision)
+            if row is not None:
+                found.append(row)
+            return row is None and not stall.is_long(holder) and goes_on(holder)
+
+        lease = take(store, self.lease_key(weights, listing.revision), waiting=waiting)
+        try:
+            while lease is not None and (holder := collector(store, self.versions.org)) is not None:
+                if not waiting(holder):
+                    lease.release()
+                    lease = None
+                    break
+                time.sleep(_WAIT_S)
+                lease.renew_in_time()
+            row = found[0] if found else self.find(weights, listing.revision)
+            if row is not None:  # the one that was waited for has done it
+                if lease is not None:
+                    lease.release()
+                return Taken(self.files(row))
+            ingest = self.ingest(weights, listing, moved=moved)
+            return Taken(ingest.look(), ingest if lease else None, lease)
+        except BaseException:
+            if lease is not None:
+                lease.release()
+            raise
 
     def ingest(self, weights: Weights, listing: Manifest, *, moved: bool) -> Ingest:
         """Return what takes a listing in. moved: as in `Versions.point`."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from bdnfs.cache.node import NodeCache
+from bdnfs.cache.share import drop_share
 from bdnfs.core.errors import BdnfsError, IntegrityError, MountError, NotFoundError, UnavailableError
 from bdnfs.core.progress import Counters
 from bdnfs.mirror.checking import Checker, Damage
@@ -126,7 +127,8 @@ def evict_tenant(cache: NodeCache, tenant: str) -> int:
             f"the tenant {tenant}: {used[0].row.source} is {used[0].pinned} on this node; unmount it first. "
             "Nothing was purged"
         )
-    return sum(
+    # A node that runs here finds them gone as it looks.
+    return drop_share(cache.layout, tenant) + sum(
         cache.evict(unused_since_s=time.time() + 1, dry_run=False, tenant=name).freed_bytes
         for name in sorted(names)
     )

@@ -26,6 +26,7 @@ from bdnfs.session.asking import (
     open_origin_of,
     source_mirror,
     upstream_listing,
+    volume_digests,
 )
 from bdnfs.session.options import Options
 from bdnfs.spec.config import Config
@@ -255,7 +256,8 @@ def admit(
             raise ChangedError(
                 f"{part.weights.source.text}: its record was damaged while being read; try again"
             )
-        return known, Admitted(snapshot, found, pin, origin, mirrored)
+        volume = None if config.cluster is None else volume_digests(origin, manifest.revision)
+        return known, Admitted(snapshot, found, pin, origin, mirrored, volume)
     except CredentialsError as error:
         let_go()
         raise explain_credentials(error, part.weights) from error

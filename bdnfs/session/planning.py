@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from bdnfs.cache.node import NodeCache
-from bdnfs.core.errors import UnavailableError, UpstreamError
+from bdnfs.core.errors import BdnfsError, UnavailableError, UpstreamError
 from bdnfs.core.ranges import CHUNK_BYTES
 from bdnfs.delivery.mirrored import Mirrored
 from bdnfs.delivery.resolve import list_snapshot, selection_text
@@ -26,7 +26,7 @@ from bdnfs.session.options import Options
 from bdnfs.spec.config import Config
 from bdnfs.spec.load import Placed
 from bdnfs.spec.secret import Secrets
-from bdnfs.tiers.origin import MIRROR, ORIGIN
+from bdnfs.tiers.origin import MIRROR, ORIGIN, PEER
 
 
 class PlannedSource(msgspec.Struct, frozen=True):
@@ -122,7 +122,9 @@ def _plan(
         )
     finally:
         origin.close()
-    upstream_tier = MIRROR if weights.source.scheme == "bdn" else ORIGIN
+    # What the mirror holds comes by way of the peers, where there are any.
+    mirror_tier = PEER if missing and not options.offline and _has_peers(config) else MIRROR
+    upstream_tier = mirror_tier if weights.source.scheme == "bdn" else ORIGIN
     return PlannedSource(
         source=weights.source.text,
         revision=manifest.revision,
@@ -132,11 +134,27 @@ def _plan(
         present_bytes=manifest.total_bytes - missing,
         tier_bytes={
             tier: size
-            for tier, size in ((MIRROR, from_mirror), (upstream_tier, missing - from_mirror))
+            for tier, size in ((mirror_tier, from_mirror), (upstream_tier, missing - from_mirror))
             if size
         },
         seconds=seconds,
     )
+
+
+def _has_peers(config: Config) -> bool:
+    """Say whether this machine's node answers, with members that own chunks."""
+    if config.cluster is None:
+        return False
+    from bdnfs.cluster.access import open_access
+    from bdnfs.cluster.client import local_client
+
+    client = local_client(config.cluster, open_access(config.cluster))
+    try:
+        return any(member.share_bytes != 0 for member in client.status().members)
+    except BdnfsError:
+        return False
+    finally:
+        client.close()
 
 
 def _known(cache: NodeCache | None, selection: str, revision: str | None) -> Manifest | None:

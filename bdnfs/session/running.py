@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from bdnfs.cache.jobs import job_here
 from bdnfs.cache.layout import Layout
 from bdnfs.core.errors import DeadlineError
 from bdnfs.session.directories import give_back, make
@@ -51,7 +52,8 @@ def run_command(layout: Layout, parts: Sequence[Part], command: Sequence[str]) -
     )
     snapshots = [part.snapshot_id for part in parts if part.snapshot_id]
     try:
-        return _run(layout, locations, snapshots, start)
+        with job_here(layout.root):  # a node that serves from this cache yields
+            return _run(layout, locations, snapshots, start)
     except BaseException:
         _give_back(layout, locations)
         raise

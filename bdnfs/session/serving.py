@@ -1,7 +1,6 @@
 """The read API before the config's mirror: opens mirror, sockets and keys; serves until it is told to end."""
 
 import os
-import resource
 import secrets
 import signal
 import ssl
@@ -20,17 +19,14 @@ from bdnfs.serve.objects import Objects
 from bdnfs.serve.server import Server
 from bdnfs.serve.service import Service
 from bdnfs.serve.tenants import Tenants, is_loopback
-from bdnfs.session.bugs import bug_line
+from bdnfs.session.bugs import bug_lines
+from bdnfs.session.connections import connections_max
 from bdnfs.session.mirror import TENANT, Mirror, open_mirror
 from bdnfs.spec.config import Config
 from bdnfs.spec.secret import Secrets, read_secret_file, take_secrets
 from bdnfs.spec.serve import ServeConfig
 
-CONNECTIONS_MAX = 2048
-# What is open besides connections: objects being read, the store's own connections.
-_FILES_BESIDE = 128
 _ASKED_S = 10.0
-_BUGS_KEPT_MAX = 10
 _KEY_CHARS_MIN = 32
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -88,9 +84,9 @@ async def _serve(
             asks_keys=tenants.are_told_apart,
             advertised_host=urlsplit(serve.advertise).hostname if serve.advertise else None,
             say=told,
-            bug=_bugs(),
+            bug=bug_lines(),
         )
-        server = Server(service, listeners, tls, _connections_max(), told)
+        server = Server(service, listeners, tls, connections_max(), told)
         scheme = "https" if tls else "http"
         for each in listeners:
             say(f"listening at {scheme}://{_shown(each.socket.getsockname())}, serving {store.name}")
@@ -201,36 +197,6 @@ def _make(path: str) -> None:
         pass  # another service was first: that one's is the key
     finally:
         os.unlink(draft)
-
-
-def _connections_max() -> int:
-    """Return how many connections there may be, after raising this process's limit of open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS_MAX + _FILES_BESIDE
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return (
-        CONNECTIONS_MAX
-        if soft == resource.RLIM_INFINITY
-        else max(1, min(CONNECTIONS_MAX, soft - _FILES_BESIDE))
-    )
-
-
-def _bugs() -> Callable[[BaseException], str]:
-    """Return what keeps the tracebacks of the first few errors that nobody expected."""
-    kept = 0
-
-    def bug(error: BaseException) -> str:
-        nonlocal kept
-        kept += 1
-        return (
-            bug_line(error)
-            if kept <= _BUGS_KEPT_MAX
-            else f"a bug in bdnfs ({type(error).__name__}), as before"
-        )
-
-    return bug
 
 
 def _shown(address: tuple[str, int]) -> str:

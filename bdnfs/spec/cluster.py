@@ -1,10 +1,9 @@
 """Which cluster this node belongs to, and what it does there: `cluster` in the config."""
 
-import ipaddress
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -15,6 +14,9 @@ from bdnfs.spec.fields import Position, absolute_path, mapping, shown, text, tex
 from bdnfs.spec.hostlist import HOSTS_MAX, expand_hosts
 from bdnfs.spec.secret import Secret
 from bdnfs.spec.serve import parse_listen
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 PORT = 7891
 _FIELDS = (
@@ -123,15 +125,24 @@ def is_address(value: str) -> bool:
     return _HOST.fullmatch(host) is not None and ".." not in host
 
 
-def _ip(host: str) -> int | None:
+def _address_in(host: str) -> "IPv4Address | IPv6Address | None":
+    """Return the address that host is, None for a name."""
+    import ipaddress  # late: most nodes are in no cluster
+
     try:
-        return ipaddress.ip_address(host).version
+        return ipaddress.ip_address(host)
     except ValueError:
         return None
 
 
+def _ip(host: str) -> int | None:
+    address = _address_in(host)
+    return address.version if address is not None else None
+
+
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_ip(host) is not None and ipaddress.ip_address(host).is_loopback)
+    address = _address_in(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def _joined(host: str, port: int) -> str:
@@ -196,7 +207,8 @@ def _address(given: str, port: int, at: Position) -> str:
     if not is_address(whole):
         raise SpecError(f"{at}: {shown(given)} is no address of a node; write HOST:PORT such as node1:{PORT}")
     host = whole.rpartition(":")[0].strip("[]")
-    if _ip(host) is not None and ipaddress.ip_address(host).is_unspecified:
+    found = _address_in(host)
+    if found is not None and found.is_unspecified:
         raise SpecError(f"{at}: {shown(given)} stands for any address; name the one that peers can reach")
     return whole.lower()
 

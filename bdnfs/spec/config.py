@@ -4,12 +4,13 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from bdnfs.core.errors import SpecError
 from bdnfs.core.units import GIB, MIB, format_size, parse_duration, parse_size
+from bdnfs.spec.cluster import ClusterConfig, parse_cluster
 from bdnfs.spec.document import read_document
 from bdnfs.spec.fields import Position, absolute_path, mapping, shown, text
 from bdnfs.spec.mirror import MirrorConfig, parse_mirror
@@ -70,7 +71,7 @@ class Config(msgspec.Struct, frozen=True):
     upstream: UpstreamConfig = UpstreamConfig()
     mirror: MirrorConfig | None = None
     serve: ServeConfig = ServeConfig()
-    cluster: dict[str, Any] | None = None
+    cluster: ClusterConfig | None = None
     tenant: str | None = None
     offline: bool = False
     read_deadline_s: float = 300.0
@@ -96,7 +97,7 @@ def parse_config(data: object, path: str | None, environment: Mapping[str, str])
     at = Position(path or "config")
     known = ("cache", "mirror", "serve", "cluster", "secrets", "oidc", "tenant", "upstream", "read_deadline")
     found = mapping({} if data is None else data, known, at)
-    _not_yet(found, at)
+    _needs_mirror(found, at)
     return Config(
         cache=_cache(found, at, environment, home),
         secrets=_secrets(found, at, environment, home),
@@ -105,6 +106,7 @@ def parse_config(data: object, path: str | None, environment: Mapping[str, str])
         serve=_field(
             found, "serve", at, lambda value, at: parse_serve(value, at, home, _tenant), ServeConfig()
         ),
+        cluster=_field(found, "cluster", at, lambda value, at: parse_cluster(value, at, home), None),
         tenant=_field(found, "tenant", at, _tenant, None),
         offline=is_true(environment.get("HF_HUB_OFFLINE")),
         read_deadline_s=_field(found, "read_deadline", at, _wait, 300.0),
@@ -112,10 +114,13 @@ def parse_config(data: object, path: str | None, environment: Mapping[str, str])
     )
 
 
-def _not_yet(found: Mapping[str, object], at: Position) -> None:
-    """Refuse what later versions bring, rather than running without it unnoticed."""
-    if "cluster" in found:
-        raise SpecError(f"{at.key('cluster')}: comes with a later version of bdnfs; leave it out for now")
+def _needs_mirror(found: Mapping[str, object], at: Position) -> None:
+    """Refuse a cluster without a mirror: only the digests of a mirror's version tell a peer's bytes from others."""
+    if "cluster" in found and "mirror" not in found:
+        raise SpecError(
+            f"{at.key('cluster')}: needs a mirror, for its digests are what peers' bytes are checked against; "
+            "write mirror: <url>, the same on every node"
+        )
 
 
 def _cache(

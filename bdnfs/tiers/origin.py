@@ -8,7 +8,7 @@ from bdnfs.tiers.base import Chunk
 from bdnfs.volume.digests import check_digest, open_digest
 
 # The tiers' names, as progress and `plan` have them.
-ORIGIN, MIRROR = "origin", "mirror"
+ORIGIN, MIRROR, PEER = "origin", "mirror", "peer"
 
 
 class OriginTier:

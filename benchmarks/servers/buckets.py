@@ -273,6 +273,7 @@ def _set_at_eof(ended: threading.Event) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.servers.buckets", description=__doc__)
     parser.add_argument("root", type=Path, help="holds <bucket>/<key>")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--fresh", action="store_true", help="begin with an empty directory, gone at the end")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
     options = parser.parse_args()
@@ -285,7 +286,7 @@ def main() -> None:
         Path(tempfile.mkdtemp(prefix="bdnfs-benchmark.", dir=options.root)) if options.fresh else options.root
     )
     try:
-        with BucketServer(root) as server:
+        with BucketServer(root, options.host) as server:
             print(server.url, flush=True)
             ended.wait()
     finally:

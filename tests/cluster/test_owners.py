@@ -38,11 +38,16 @@ def test_every_node_computes_the_same(members: list[str], content: list[bytes], 
     assert [mine.ranked(chunk) for chunk in content] == [theirs.ranked(chunk) for chunk in content]
 
 
+def _bound(count: int, members: int, slack: Fraction) -> int:
+    even = Fraction(count, members)
+    return max(math.ceil(even), math.floor((1 + slack) * even))
+
+
 @given(names, digests, st.fractions(min_value=0, max_value=2))
 def test_nobody_owns_more_than_the_bound(members: list[str], content: list[bytes], slack: Fraction) -> None:
     owners = Rendezvous(members).owners(content, slack)
     assert set(owners) == set(content)
-    bound = math.ceil((1 + slack) * len(owners) / len(members))
+    bound = _bound(len(owners), len(members), slack)
     assert all(count <= bound for count in Counter(owners.values()).values())
 
 
@@ -50,7 +55,7 @@ def test_nobody_owns_more_than_the_bound(members: list[str], content: list[bytes
 def test_an_owner_is_the_best_ranked_member_that_has_room(members: list[str], content: list[bytes]) -> None:
     """The whole definition, written down a second time."""
     rendezvous = Rendezvous(members)
-    bound = math.ceil((1 + SLACK) * len(set(content)) / len(members))
+    bound = _bound(len(set(content)), len(members), SLACK)
     room = dict.fromkeys(members, bound)
     for chunk, owner in rendezvous.owners(content).items():
         ranked = rendezvous.ranked(chunk)

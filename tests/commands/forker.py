@@ -4,6 +4,7 @@ What runs is bdnfs.cli.main in a process of its own, in a session of its own, wi
 and output. Where the start itself is the matter (imports, argv, another user), tests exec the command.
 """
 
+import ctypes
 import json
 import os
 import select
@@ -15,15 +16,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Forker:
-    """The parent of the commands, seen from the tests."""
+    """The parent of the commands, seen from the tests.
 
-    def __init__(self) -> None:
+    module: what it runs as, where more than this file imports is to be there already; environment: its own
+    """
+
+    def __init__(
+        self, module: str = "tests.commands.forker", environment: dict[str, str] | None = None
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.commands.forker"],
+            [sys.executable, "-m", module],
             cwd=ROOT,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -32,7 +40,7 @@ class Forker:
         self._buffer = b""
 
     def start(self, **request: Any) -> "Forked":
-        """Start a command; words, environment, cwd, out, err as `_become` takes them."""
+        """Start a command; words, environment, cwd, out, err, network as `_become` takes them."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
@@ -103,7 +111,13 @@ class Forked:
 
 
 def _become(request: dict[str, Any]) -> None:
+    """Be the command. network: the path of a network namespace to be in, where there is one."""
     os.setsid()
+    if "network" in request:
+        fd = os.open(request["network"], os.O_RDONLY | os.O_CLOEXEC)
+        if _libc.setns(fd, 0):
+            raise OSError(ctypes.get_errno(), f"entering {request['network']}")
+        os.close(fd)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for fd, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
@@ -127,7 +141,7 @@ def _become(request: dict[str, Any]) -> None:
         os._exit(code if isinstance(code, int) else 0)
 
 
-def _serve() -> None:
+def serve_forks() -> None:
     import bdnfs.cli.cache
     import bdnfs.cli.doctor
     import bdnfs.cli.mount
@@ -179,4 +193,4 @@ def _reap() -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve_forks()

@@ -1,0 +1,1 @@
+"""Several nodes on one machine: namespaces with links of their own, real commands, every byte counted."""
