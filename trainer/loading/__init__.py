@@ -1,0 +1,1 @@
+"""From a config.py to the one project it holds."""
