@@ -1,11 +1,15 @@
 """The two ways a definition takes its fields: exactly, or as a config file's loose values."""
 
 import difflib
+import os
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+_DEFINITIONS = os.path.dirname(os.path.abspath(__file__)) + "/"
 
 
 class Exact(BaseModel):
@@ -24,14 +28,24 @@ class Loose(BaseModel):
     def _say_what_is_left_out(cls, data: Any) -> Any:
         for name in data if isinstance(data, dict) else ():
             if name not in cls.model_fields:
-                warnings.warn(
-                    f"{cls.__name__} has no field {name!r}; {hint(name, cls.model_fields)}", stacklevel=4
-                )
+                _warn(f"{cls.__name__} has no field {name!r}, it is left out; {hint(name, cls.model_fields)}")
         return data
 
     def replaced(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked anew."""
         return type(self).model_validate({**self.model_dump(), **changes})
+
+
+def _warn(message: str) -> None:
+    """Warn about the line that makes the definition, below all that is pydantic's or ours."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_DEFINITIONS) or "/pydantic/" in filename
 
 
 def hint(name: object, known: Iterable[str]) -> str:
