@@ -17,3 +17,33 @@ class JobSecretError(TrainerError):
     """A secret that the job names is nowhere."""
 
     exit_code = 3
+
+
+class NoGpuError(TrainerError):
+    """The machine does not have the GPUs that the job asks for."""
+
+    exit_code = 2
+
+
+class JobError(TrainerError):
+    """There is no such job, or it is not in a state for what is asked of it."""
+
+    exit_code = 2
+
+
+class SpaceError(TrainerError):
+    """It does not fit a cap, or the disk."""
+
+    exit_code = 4
+
+
+class PlaceError(TrainerError):
+    """A directory, a mount or a disk image can't be made or used."""
+
+    exit_code = 8
+
+
+class HomeError(TrainerError):
+    """The trainer's home can't be used: its database, its directories."""
+
+    exit_code = 9
