@@ -6,6 +6,5 @@ checkpoint_*    what appears in BT_CHECKPOINT_DIR, brought to object storage whi
 workspace       the files a job starts with, packed once at push
 overlay         a writable view of a mounted source, changes in the job's scratch
 
-Errors are bdnfs's public ones: SpecError (what was asked for is wrong), SpaceError, MountError,
-UnavailableError and CredentialsError (the object store), NotFoundError, IntegrityError, DeadlineError.
+Errors: trainer.storage.errors, and trainer.errors.ConfigError where what was asked for is wrong.
 """
