@@ -1,4 +1,4 @@
-"""The Python API: the commands `mount`, `prefetch`, `plan` and `unmount` as functions."""
+"""The Python API: the commands `mount`, `prefetch`, `plan` and `unmount` as functions, and what they read."""
 
 import os
 import warnings
@@ -19,10 +19,31 @@ from bdnfs.session.planning import plan as make_plan
 from bdnfs.session.records import prepared_layout
 from bdnfs.session.unmounting import clear_dead, unmount_at
 from bdnfs.spec.config import Config, load_config
-from bdnfs.spec.load import Placed, load_spec, place
+from bdnfs.spec.load import Placed, load_spec, parse_spec, place
 from bdnfs.spec.lock import lock_path, read_lock
+from bdnfs.spec.secret import read_secret as secret_named
 
-__all__ = ["Mount", "MountedSource", "PlannedSource", "load_config", "mount", "plan", "prefetch", "unmount"]
+__all__ = [
+    "DeclaredSource",
+    "Mount",
+    "MountedSource",
+    "PlannedSource",
+    "declared",
+    "load_config",
+    "mount",
+    "plan",
+    "prefetch",
+    "read_secret",
+    "unmount",
+]
+
+
+class DeclaredSource(msgspec.Struct, frozen=True):
+    """One source of a spec, read and checked. secret: the name of the one it is read with, if it is."""
+
+    source: str
+    mount_location: str
+    secret: str | None
 
 
 class MountedSource(msgspec.Struct, frozen=True):
@@ -151,6 +172,32 @@ def plan(
         return make_plan(None, loaded, placed, options, secrets, warnings.warn)
     with open_node_cache(loaded.cache, scanner(loaded.cache)) as cache:
         return make_plan(cache, loaded, placed, options, secrets, warnings.warn)
+
+
+def declared(
+    spec: str | os.PathLike[str] | Mapping[str, object], *, where: str = "the spec"
+) -> list[DeclaredSource]:
+    """Return what spec (a file, one source, or the content of a file) declares; nothing is asked of anybody.
+
+    Raises SpecError for whatever is wrong with it, also for locations that are equal or nested; `where`
+    names content that is no file.
+    """
+    found = (
+        parse_spec(spec, where) if isinstance(spec, Mapping) else load_spec(os.fspath(spec), cwd=os.getcwd())
+    )
+    return [DeclaredSource(each.source.text, each.mount_location, each.secret_name) for each in found.weights]
+
+
+def read_secret(
+    name: str, *, config: Config | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Return the secret called name as it is now: its file in the secrets directory, else the environment's.
+
+    Raises CredentialsError saying where it looked, SpecError for a name that can be none.
+    """
+    variables = _variables(environment)
+    loaded = config or load_config(None, variables)
+    return secret_named(loaded.secrets, name, variables).value
 
 
 def unmount(location: str, *, config: Config | None = None, force: bool = False) -> list[str]:
