@@ -219,6 +219,8 @@ def _read(
     loaded = config or load_config(None, _variables(environment))
     point = None if mountpoint is None else os.fspath(mountpoint)
     found = load_spec(os.fspath(spec), point, cwd=os.getcwd())
+    for line in found.warnings:
+        warnings.warn(line, stacklevel=3)
     lock = None if found.path is None else read_lock(lock_path(found.path))
     options = msgspec.structs.replace(options, lock=lock, offline=options.offline or loaded.offline)
     placed = as_written(found) if unplaced else place(found, point, root, cwd=os.getcwd())

@@ -119,9 +119,10 @@ def read_call(
     if locked and options.lock is None:
         raise SpecError(f"{found.path or spec}: --locked needs a spec.lock beside the spec; run `bdnfs lock`")
     absolute = os.path.abspath(mountpoint) if mountpoint else None
-    return Call(
-        found, loaded, placed, options, read_secrets(placed, loaded, environment), absolute, Shower(progress)
-    )
+    secrets, shower = read_secrets(placed, loaded, environment), Shower(progress)
+    for line in found.warnings:
+        shower.warn(line)
+    return Call(found, loaded, placed, options, secrets, absolute, shower)
 
 
 def node_cache(config: Config) -> "Any":
