@@ -47,3 +47,9 @@ class HomeError(TrainerError):
     """The trainer's home can't be used: its database, its directories."""
 
     exit_code = 9
+
+
+class JobFailedError(TrainerError):
+    """The job that was followed ended otherwise than by completing."""
+
+    exit_code = 10

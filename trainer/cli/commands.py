@@ -11,6 +11,13 @@ import click
 COMMANDS = {
     "init": ("init", "Write an example, ready to run."),
     "check": ("check", "Validate a config and print the resolved job; submit nothing."),
+    "push": ("push", "Run the job that a config defines."),
+    "view": ("jobs", "List jobs, or show one."),
+    "logs": ("logs", "Show what a job prints."),
+    "stop": ("jobs", "End a job."),
+    "recreate": ("push", "Run a job again, with the files it had."),
+    "update": ("jobs", "Change what a waiting job waits by."),
+    "download": ("jobs", "Get the files a job started with."),
 }
 
 

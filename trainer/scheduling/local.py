@@ -1,0 +1,50 @@
+"""This machine: slots and GPUs, given by priority, then age."""
+
+from collections.abc import Sequence
+
+from trainer.errors import NoGpuError
+from trainer.jobs.record import Job
+from trainer.jobs.store import Store
+from trainer.scheduling.gpus import Gpu
+
+
+class LocalMachine:
+    """A scheduler of one machine: its slots, and those of its GPUs that jobs may have."""
+
+    def __init__(self, store: Store, slots: int, gpus: Sequence[Gpu]) -> None:
+        self._store, self._slots, self._gpus = store, slots, gpus
+
+    def check(self, gpus: int, gpu_kind: str) -> None:
+        fitting = [gpu for gpu in self._gpus if gpu.is_a(gpu_kind)]
+        if len(fitting) < gpus:
+            wanted = f"{gpus} × {gpu_kind or 'GPU'}"
+            found = ", ".join(f"{gpu.name or 'a GPU'} ({gpu.index})" for gpu in self._gpus) or "none"
+            raise NoGpuError(
+                f"the job asks for {wanted}; this machine's GPUs: {found}. Ask for others with `--accelerator`, "
+                "or give `--no-gpu-check` to run on what there is"
+            )
+
+    def acquire(self, job: Job) -> bool:
+        return self._store.take_turn(
+            lambda waiting, holding: choose(waiting, holding, self._slots, self._gpus), job.id
+        )
+
+
+def choose(
+    waiting: Sequence[Job], holding: Sequence[Job], slots: int, gpus: Sequence[Gpu]
+) -> dict[str, tuple[int, ...]]:
+    """Return the jobs that may start now, and the GPUs each gets.
+
+    By priority, then age, and nobody passes whoever is first: a job that needs many GPUs would wait for ever.
+    """
+    chosen: dict[str, tuple[int, ...]] = {}
+    taken = {index for job in holding for index in job.gpu_indices}
+    free_slots = slots - len(holding)
+    for job in sorted(waiting, key=lambda job: (-job.priority, job.created_s)):
+        free = [gpu.index for gpu in gpus if gpu.index not in taken and gpu.is_a(job.gpu_kind)]
+        if free_slots < 1 or len(free) < job.gpus:
+            break
+        chosen[job.id] = tuple(free[: job.gpus])
+        taken.update(chosen[job.id])
+        free_slots -= 1
+    return chosen
