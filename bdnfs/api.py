@@ -106,13 +106,16 @@ def mount(
     offline: bool = False,
     refresh: bool = False,
     timeout_s: float | None = None,
+    hf_cache: str | os.PathLike[str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Mount:
     """Mount what spec (a file, or one source) declares, as `bdnfs mount` does; whole on return unless lazy.
 
+    hf_cache: a directory that shows the hf sources as a Hugging Face cache does, while they are mounted.
+
     Raises the classes of bdnfs.core.errors; upstream's warnings come as `warnings.warn`.
     """
-    from bdnfs.session.mounting import mount_parts
+    from bdnfs.session.mounting import mount_and_view
 
     placed, options, loaded = _read(
         spec,
@@ -128,7 +131,8 @@ def mount(
         parts = look(cache, loaded, placed, options, secrets, warnings.warn)
         try:
             top = None if mountpoint is None else os.path.abspath(mountpoint)
-            result = mount_parts(cache, loaded, parts, options, secrets, top, _unseen)
+            view = None if hf_cache is None else os.path.abspath(hf_cache)
+            result = mount_and_view(cache, loaded, parts, options, secrets, top, view, _unseen)
         finally:
             close(parts)
     sources = [MountedSource(item.source, item.revision, item.location) for item in result.mounts]

@@ -45,6 +45,16 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def hf_cache_option(command: F) -> F:
+    return click.option(
+        "--hf-cache",
+        metavar="DIR",
+        type=click.Path(),
+        callback=lambda _context, _option, value: None if value is None else os.path.abspath(value),
+        help="Show the hf:// sources in DIR as a Hugging Face cache has them, for from_pretrained('org/name').",
+    )(command)
+
+
 def resolve_options(command: F) -> F:
     """What every command takes that goes from a spec to snapshots."""
     for option in reversed(
