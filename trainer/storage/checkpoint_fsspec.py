@@ -1,6 +1,8 @@
 """Checkpoints wherever fsspec can write: sftp, gs, a network's own store."""
 
+import contextlib
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +17,11 @@ from trainer.storage.errors import StoreAwayError, StoreError
 
 T = TypeVar("T")
 _PIECE_BYTES = 16 << 20
+_DRAFTS = ".drafts"
 
 
 class FsspecStore:
-    """Files below a URL. A file is written under another name, then moved to its own."""
+    """Files below a URL. A file is written elsewhere below it, then moved to its place."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self._url, self._options = url.rstrip("/"), options
@@ -80,13 +83,18 @@ class FsspecStore:
 
     def _write(self, key: str, pieces: Iterator[bytes]) -> None:
         def write(fs: Any, top: str) -> None:
-            target = f"{top}/{key}"
-            draft = f"{target}.partial"
-            fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            with fs.open(draft, "wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-            fs.mv(draft, target)
+            target, draft = f"{top}/{key}", f"{top}/{_DRAFTS}/{secrets.token_hex(16)}"
+            for path in (target, draft):
+                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                with fs.open(draft, "wb") as file:
+                    for piece in pieces:
+                        file.write(piece)
+                fs.mv(draft, target)
+            except BaseException:
+                with contextlib.suppress(Exception):  # what went wrong first is what is told
+                    fs.rm(draft)
+                raise
 
         self._call(f"writing {key} to {self.name}", write)
 
@@ -103,4 +111,4 @@ class FsspecStore:
                 f"{doing}: {type(error).__name__}; check the URL of `checkpoints` and rights"
             ) from None
         except Exception as error:  # every filesystem raises its own; the text may hold what was given
-            raise StoreAwayError(f"{doing}: {type(error).__name__}; tried again") from None
+            raise StoreAwayError(f"{doing}: {type(error).__name__}; try again later") from None

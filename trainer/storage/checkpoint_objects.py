@@ -208,7 +208,7 @@ def _meaning(doing: str, error: Exception) -> StoreError:
     status, code = int(status_found[1]) if status_found else 0, code_found[1] if code_found else ""
     said = f"{doing}: the store answered {status} {code}".rstrip()
     if code in _PASSING_CODES:
-        return StoreAwayError(f"{said}; tried again")
+        return StoreAwayError(f"{said}; try again later")
     if isinstance(error, foreign.PermissionDeniedError | foreign.UnauthenticatedError) or status in (
         401,
         403,
@@ -221,10 +221,10 @@ def _meaning(doing: str, error: Exception) -> StoreError:
     if isinstance(error, foreign.InvalidPathError):
         return StoreError(f"{doing}: its name can't be a key there; rename it")
     if status in (408, 429) or status >= 500:
-        return StoreAwayError(f"{said}; tried again")
+        return StoreAwayError(f"{said}; try again later")
     if status:
         return StoreError(f"{said}, which is of no use here; check the URL of `checkpoints`")
     kind = re.search(r"kind: (Connect|Timeout)\b", text)
     reasons = {"Connect": "the store can't be reached", "Timeout": "the store gave no answer in time"}
     reason = reasons[kind[1]] if kind else "the store broke off in the middle of its answer"
-    return StoreAwayError(f"{doing}: {reason}; tried again")
+    return StoreAwayError(f"{doing}: {reason}; try again later")

@@ -31,7 +31,8 @@ from trainer.storage.errors import StoreAwayError, StoreError
 # What the store says will not pass is tried this often at the job's end: credentials may just be changing.
 _LASTING_FAILURES_MAX = 4
 _SHOWN_MAX = 5
-_CLOSE_S = 5.0
+# For a thread that the store keeps waiting; it is a daemon.
+_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

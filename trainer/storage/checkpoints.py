@@ -165,11 +165,12 @@ def delete_checkpoints(store: CheckpointStore, job_id: str) -> None:
 def _records(store: CheckpointStore, job_id: str, local: Path | None) -> list[SyncRecord]:
     here = read_local(local) if local is not None else None
     try:
-        found = {each.rank: each for each in _again(lambda: read_records(store, job_id))}
+        found = {each.rank: each for each in read_records(store, job_id)}
     except StoreAwayError:
-        if here is None:
-            raise
+        # What is known here does; without it the store is asked again for a while.
         found = {}
+        if here is None:
+            found = {each.rank: each for each in _again(lambda: read_records(store, job_id))}
     if here is not None and (here.rank not in found or found[here.rank].updated_s < here.updated_s):
         found[here.rank] = here
     return [found[rank] for rank in sorted(found)]
