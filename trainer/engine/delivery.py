@@ -1,4 +1,4 @@
-"""What the `bdnfs` command does for a job: resolve, mirror, fill; with its progress and errors, and an end on request."""
+"""What the `bdnfs` command does for a job: resolve, mirror, fill; with its progress, errors, and an end on request."""
 
 import contextlib
 import json

@@ -382,9 +382,13 @@ class Life:
         """Wait for the last checkpoints; a user who stops the job doesn't wait for ever."""
         began_s = time.monotonic()
         while True:
+            slice_s = time.monotonic()
             report = sync.finish(_SYNC_SLICE_S)
-            waited_s = time.monotonic() - began_s
-            if report.state == "COMPLETED" or waited_s > (_SYNC_AFTER_STOP_S if self._stopped() else _SYNC_S):
+            hopeless = (
+                time.monotonic() < slice_s + 0.9 * _SYNC_SLICE_S
+            )  # it ended by itself: what failed will again
+            limit_s = _SYNC_AFTER_STOP_S if self._stopped() else _SYNC_S
+            if report.state == "COMPLETED" or hopeless or time.monotonic() > began_s + limit_s:
                 break
         self._log.say(report.said)
         self._store.note(self._id, sync=report.state)
@@ -417,7 +421,7 @@ class Life:
             self._end(State.COMPLETED, self._unsynced, 0)
         else:
             lines = last_lines(self._directory.log, _LAST_LINES)
-            said = f"the start commands ended with exit code {code}"
+            said = f"the start commands ended with exit code {code}{_signal_named(code)}"
             if lines:
                 said += "; the last lines: " + " | ".join(lines)
             self._end(State.FAILED, _joined(said, self._unsynced), code)
@@ -460,6 +464,16 @@ def _said(error: Exception) -> str:
         return str(error)
     traceback.print_exception(error)
     return f"a bug in the trainer ({type(error).__name__}: {error}); please report it with the job's supervisor.log"
+
+
+def _signal_named(code: int) -> str:
+    """Return what an exit code above 128 means, as shells have it."""
+    if code == 128 + signal.SIGKILL:
+        return " (killed by SIGKILL; for lack of memory? `dmesg` says)"
+    try:
+        return f" (ended by {signal.Signals(code - 128).name})" if code > 128 else ""
+    except ValueError:
+        return ""
 
 
 def _joined(*parts: str) -> str:

@@ -72,7 +72,8 @@ def read_log(path: Path) -> Iterator[str]:
     """Yield the log's lines, as far as they are there; none for a job that has said nothing yet."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-            yield from (line.rstrip("\n") for line in file)
+            for line in file:
+                yield line.rstrip("\n")
     except FileNotFoundError:
         return
 

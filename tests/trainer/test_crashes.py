@@ -1,0 +1,118 @@
+"""Killed at every step: the next command finds the job and goes on, or ends it and says honestly why."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.node import ROOT, until
+from tests.trainer.dying import died, environment
+from tests.trainer.home import WAIT_S, Home
+from trainer.jobs.record import Job
+from trainer.jobs.states import State
+from trainer.jobs.steps import PUSH, RUNNER, STEPS, SUPERVISOR
+
+# Before the start commands began, another runner does it anew; after that nobody may run them again.
+_BEFORE, _AFTER, _ENDED = RUNNER[:2], RUNNER[2:5], RUNNER[5:]
+
+
+def counted(home: Home) -> Path:
+    """A job with weights, whose commands note each time they run."""
+    return home.config(
+        f"cat {home.node.m}/w/config.json && echo ran >> {home.node.place}/ran",
+        weights=[{"source": "hf://acme/tiny", "mount_location": f"{home.node.m}/w"}],
+        runtime="checkpointing_config=d.CheckpointingConfig(enabled=True),",
+    )
+
+
+def runs(home: Home) -> int:
+    """How often its commands have run."""
+    path = home.node.place / "ran"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def pushed_and_dying(home: Home, *at: str) -> str:
+    dying = environment(home.node.place, ROOT, *at)
+    return home.push(counted(home), **dying)
+
+
+def ends(home: Home, job_id: str, *at: str) -> Job:
+    """Look at the jobs, as a user does, until this one has ended; what is started by that may die, too."""
+    dying = environment(home.node.place, ROOT, *at)
+    deadline = time.monotonic() + WAIT_S
+    while not (job := home.job(job_id)).state.final:
+        assert time.monotonic() < deadline, home.all_about(job_id)
+        home.run("view", **dying)
+    return job
+
+
+def clean(home: Home, job_id: str) -> None:
+    """Check that nothing of the job is left on the machine."""
+    until(lambda: not home.processes(), "the supervisors' end", WAIT_S)
+    assert not home.everything_of(job_id)
+    assert not home.node.mounts()
+    directory = home.directory(job_id)
+    assert not directory.workspace.exists()
+    assert not list(directory.path.glob("scratch*"))
+
+
+@pytest.mark.timeout(300)
+def test_a_supervisor_killed_at_every_step_in_turn_still_brings_the_job_to_its_end(home: Home) -> None:
+    job_id = pushed_and_dying(home, *SUPERVISOR)
+    job = ends(home, job_id, *SUPERVISOR)
+    home.run("view")
+    assert died(home.node.place) >= {*SUPERVISOR} - {"ending:committed"}, home.all_about(job_id)
+    assert job.state is State.COMPLETED, home.all_about(job_id)
+    assert runs(home) == 1
+    until(lambda: died(home.node.place) == {*SUPERVISOR}, "the last step", WAIT_S)
+    clean(home, job_id)
+
+
+@pytest.mark.parametrize("step", _BEFORE)
+def test_a_runner_killed_before_the_commands_begin_is_replaced(home: Home, step: str) -> None:
+    job_id = pushed_and_dying(home, step)
+    assert ends(home, job_id, step).state is State.COMPLETED, home.all_about(job_id)
+    assert died(home.node.place) == {step}
+    assert runs(home) == 1
+    clean(home, job_id)
+
+
+@pytest.mark.parametrize("step", _AFTER)
+def test_a_runner_killed_after_they_began_fails_the_job_and_says_so(home: Home, step: str) -> None:
+    job_id = pushed_and_dying(home, step)
+    job = ends(home, job_id, step)
+    assert died(home.node.place) == {step}
+    assert job.state is State.FAILED, home.all_about(job_id)
+    assert "killed" in job.error, job.error
+    assert runs(home) <= 1
+    clean(home, job_id)
+
+
+@pytest.mark.parametrize("step", _ENDED)
+def test_a_runner_killed_when_it_has_told_is_missed_by_nobody(home: Home, step: str) -> None:
+    job_id = pushed_and_dying(home, step)
+    assert ends(home, job_id, step).state is State.COMPLETED, home.all_about(job_id)
+    assert died(home.node.place) == {step}
+    assert runs(home) == 1
+    clean(home, job_id)
+
+
+@pytest.mark.parametrize("step", PUSH)
+def test_a_push_killed_anywhere_is_a_job_or_nothing(home: Home, step: str) -> None:
+    config = home.config(f"echo ran >> {home.node.place}/ran")
+    command = home.start("push", config, **environment(home.node.place, ROOT, step))
+    command.wait(-signal.SIGKILL, WAIT_S)
+    home.run("view")
+    made = list((home.path / "jobs").iterdir())
+    if step == "push:packed":
+        assert made == []
+        return
+    (directory,) = made
+    assert ends(home, directory.name).state is State.COMPLETED
+    assert runs(home) == 1
+    clean(home, directory.name)
+
+
+def test_every_step_is_killed_at() -> None:
+    assert {*PUSH, *SUPERVISOR, *_BEFORE, *_AFTER, *_ENDED} == {*STEPS}
