@@ -1,4 +1,4 @@
-"""python -m benchmarks hit-miss | gpu | mirror: figures as Markdown, or as one JSON object with --json."""
+"""python -m benchmarks hit-miss | gpu | mirror | storage: figures as Markdown, or with --json as one JSON object."""
 
 import json
 import signal
@@ -15,6 +15,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _options(command: F) -> F:
+    pairs = click.option(
+        "--pairs", type=click.IntRange(1), default=15, show_default=True, help="Pairs for a ratio."
+    )
+    return _place_options(pairs(command))
+
+
+def _place_options(command: F) -> F:
     for option in (
         click.option(
             "--directory",
@@ -27,9 +34,6 @@ def _options(command: F) -> F:
             type=click.Path(path_type=Path, file_okay=False),
             default=ROOT / "benchmarks" / "results",
             help="Where table and plot go. Default: benchmarks/results",
-        ),
-        click.option(
-            "--pairs", type=click.IntRange(1), default=15, show_default=True, help="Pairs for a ratio."
         ),
         click.option("--small", is_flag=True, help="A model of 2.6 MB instead of 1.19 GB."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table."),
@@ -95,6 +99,22 @@ def mirror(as_json: bool, small: bool, pairs: int, output: Path, directory: Path
     found = measuring.mirror(directory, small=small, pairs=pairs, say=_say)
     table = measuring.mirror_table(found)
     write_report(found, output, "mirror", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("storage")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="In each way and place."
+)
+@_place_options
+def storage(repeats: int, as_json: bool, small: bool, output: Path, directory: Path) -> None:
+    """Write and read 1 GiB (--small: 16 MiB): the node's disk, the training cache, a job's scratch."""
+    from benchmarks import storage as measuring
+    from benchmarks.report import write_report
+
+    found = measuring.storage(directory, small=small, repeats=repeats, say=_say)
+    table = measuring.storage_table(found)
+    write_report(found, output, "storage", table)
     print(json.dumps(found) if as_json else table)
 
 
