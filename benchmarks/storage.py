@@ -28,7 +28,7 @@ METHOD = {
     "training_cache": "a project's cache, on the same disk, its size measured meanwhile as in a job",
     "scratch": "a job's scratch as a job has it: reserved, mounted, with its cap",
     "repeats": "one place after the other, who is first changes; medians; a new file each time, of random bytes",
-    "write": f"sequential, {BLOCK_BYTES >> 20} MiB at a time, one stream, into the page cache, and the fsync at its end",
+    "write": f"sequential, {BLOCK_BYTES >> 20} MiB at a time, one stream, by the page cache, and the fsync at its end",
     "write_direct": "the same with O_DIRECT",
     "read": "sequential, the same blocks, the file's pages dropped before (the host may still have them)",
     "read_direct": "the same with O_DIRECT",
