@@ -9,6 +9,8 @@ from trainer.definitions.base import hint
 from trainer.errors import ConfigError
 
 _HERE = Path(__file__).parent
+# What several examples are made of; which of it one has, its own files and imports say.
+_SHARED = _HERE / "shared"
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,12 @@ class Example:
     about: str
 
     @property
-    def directory(self) -> Path:
-        return _HERE / self.name
+    def files(self) -> list[Path]:
+        """The example's own files, and the shared ones: train.py for all, others for those that need them."""
+        own = [path for path in (_HERE / self.name).iterdir() if path.is_file()]
+        loads_itself = any(path.name == "load_data.py" for path in own)
+        shared = [_SHARED / "train.py", _SHARED / ("training_cache.py" if loads_itself else "sample.jsonl")]
+        return sorted([*own, *shared], key=lambda path: path.name)
 
 
 def catalog() -> list[Example]:
@@ -39,7 +45,7 @@ def write_example(name: str, target: str | None, *, several: bool = False) -> Pa
     if name not in known:
         raise ConfigError(f"there is no example {name!r}; {hint(name, known)}")
     place = Path(name) if target is None else Path(target) / name if several else Path(target)
-    files = sorted(path for path in known[name].directory.iterdir() if path.is_file())
+    files = known[name].files
     there = [file.name for file in files if os.path.lexists(place / file.name)]
     if there:
         raise ConfigError(
