@@ -334,7 +334,8 @@ class Life:
                 f"the job's runner ended {self._deploys} times before the start commands began; see "
                 f"{self._directory.supervisor_log}"
             )
-        said = found["error"] or "; ".join(last_lines(self._directory.log, 1)) or f"exit code {found['code']}"
+        (last,) = last_lines(self._directory.log, 1, own=True) or [""]
+        said = found["error"] or last.partition(": ")[2] or f"exit code {found['code']}"
         raise DeliveryError(f"the job could not be started: {said}", found["code"])
 
     # ---- RUNNING -------------------------------------------------------------------------------

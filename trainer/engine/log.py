@@ -104,8 +104,8 @@ def without_stamp(line: str) -> str:
     return line.partition(" ")[2]
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """Return the last lines that the job itself printed, without their times."""
+def last_lines(path: Path, count: int, *, own: bool = False) -> list[str]:
+    """Return the last lines that the job itself printed, without their times. own: those of the trainer, too."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - count * 4096))
@@ -113,4 +113,4 @@ def last_lines(path: Path, count: int) -> list[str]:
     except OSError:
         return []
     printed = [without_stamp(line) for line in lines]
-    return [line for line in printed if line and not line.startswith(_OWN)][-count:]
+    return [line for line in printed if line and (own or not line.startswith(_OWN))][-count:]
