@@ -119,6 +119,10 @@ class Home:
         with Store(self.database) as store:
             return store.job(job_id)
 
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """Return what `checkpoints list` says of a job."""
+        return list(self.run("checkpoints", "list", job_id, "-o", "json").json)
+
     def phases(self, job_id: str) -> dict[str, Phase]:
         with Store(self.database) as store:
             return {phase.name: phase for phase in store.phases(job_id)}

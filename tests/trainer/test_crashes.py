@@ -20,7 +20,7 @@ _BEFORE, _AFTER, _ENDED = RUNNER[:2], RUNNER[2:5], RUNNER[5:]
 def counted(home: Home) -> Path:
     """A job with weights, whose commands note each time they run."""
     return home.config(
-        f"cat {home.node.m}/w/config.json && echo ran >> {home.node.place}/ran",
+        f"cat {home.node.m}/w/config.json && echo ran >> {home.node.place}/ran && echo saved > $BT_CHECKPOINT_DIR/one",
         weights=[{"source": "hf://acme/tiny", "mount_location": f"{home.node.m}/w"}],
         runtime="checkpointing_config=d.CheckpointingConfig(enabled=True),",
     )
@@ -66,6 +66,7 @@ def test_a_supervisor_killed_at_every_step_in_turn_still_brings_the_job_to_its_e
     assert job.state is State.COMPLETED, home.all_about(job_id)
     assert runs(home) == 1
     until(lambda: died(home.node.place) == {*SUPERVISOR}, "the last step", WAIT_S)
+    assert [each["state"] for each in home.checkpoints(job_id)] == ["COMPLETED"]
     clean(home, job_id)
 
 

@@ -18,6 +18,9 @@ COMMANDS = {
     "recreate": ("push", "Run a job again, with the files it had."),
     "update": ("jobs", "Change what a waiting job waits by."),
     "download": ("jobs", "Get the files a job started with."),
+    "checkpoints": ("checkpoints", "What jobs have saved."),
+    "cache": ("cache", "What projects keep between jobs."),
+    "project": ("project", "What jobs are gathered in."),
 }
 
 

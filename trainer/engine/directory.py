@@ -23,6 +23,7 @@ class JobDirectory:
         self.archive = path / "workspace.tar"
         self.packed = path / "packed.json"
         self.workspace = path / "workspace"
+        self.hub = path / "hub"
         self.checkpoints = path / "checkpoints"
 
     def make(self) -> None:

@@ -15,6 +15,7 @@ SCRATCH_DIR = "/mnt/bt-scratch"
 CHECKPOINT_DIR = "/mnt/ckpts"
 _CAP_SYS_ADMIN = 21  # Linux: include/uapi/linux/capability.h
 _TIMEOUT_S = 30.0
+_HUB_VARIABLES = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"}
 
 
 def namespace_to_be_had() -> tuple[Namespace, str]:
@@ -114,3 +115,18 @@ def variables(
     if visible is not None:
         found["CUDA_VISIBLE_DEVICES"] = visible
     return found
+
+
+def shows_hub_view(project: TrainingProject) -> bool:
+    """Say whether the job finds its hf:// weights by their names, too, as if it had downloaded them.
+
+    Not where its config says itself where the Hub's files are to be, nor where one name would mean two mounts.
+    """
+    runtime = project.job.runtime
+    if runtime.cache.enabled and runtime.cache.enable_legacy_hf_mount:
+        return False
+    if _HUB_VARIABLES & runtime.environment_variables.keys():
+        return False
+    named = [source.source for source in project.job.weights if source.source.startswith("hf://")]
+    at = {(name.partition("@")[0], name.partition("@")[2] or "main") for name in named}
+    return bool(named) and len(at) == len(named)

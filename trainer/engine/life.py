@@ -19,7 +19,7 @@ from trainer.engine import checkpointing, places
 from trainer.engine.definition import Definition
 from trainer.engine.delivery import DeliveryError, Moved, StopRequestedError, bdnfs_command, call
 from trainer.engine.directory import JobDirectory, read_json, write_json
-from trainer.engine.layout import lay_out, namespace_to_be_had, variables
+from trainer.engine.layout import lay_out, namespace_to_be_had, shows_hub_view, variables
 from trainer.engine.locks import is_held, try_lock
 from trainer.engine.log import Log, last_lines
 from trainer.engine.plan import RunPlan
@@ -110,6 +110,7 @@ class Life:
         clearings: tuple[Callable[[], object], ...] = (
             partial(clear_scratch, self._directory.path),
             partial(remove_tree, self._directory.workspace),
+            partial(remove_tree, self._directory.hub),
             places.give_back,
         )
         for clear in clearings:
@@ -272,6 +273,8 @@ class Life:
 
     def _deliver(self) -> list[str]:
         words = ["run", str(self._directory.spec), "--offline", "--progress", "none"]
+        if shows_hub_view(self._definition.project):
+            words += ["--hf-cache", str(self._directory.hub)]
         return [*bdnfs_command(*words, config=self._config.bdnfs_config), "--"]
 
     def _gpus(self, job: Job) -> tuple[int, str | None]:
@@ -410,7 +413,7 @@ class Life:
         code = None if found is None else int(found["code"])
         if self._stopped():
             self._end(State.STOPPED, self._unsynced, code)
-        elif found is None:
+        elif code is None:
             self._end(
                 State.FAILED,
                 _joined(
@@ -420,7 +423,7 @@ class Life:
             )
         elif code == 0:
             self._end(State.COMPLETED, self._unsynced, 0)
-        else:
+        elif code is not None:
             lines = last_lines(self._directory.log, _LAST_LINES)
             said = f"the start commands ended with exit code {code}{_signal_named(code)}"
             if lines:

@@ -91,6 +91,8 @@ def _run(plan: RunPlan, directory: JobDirectory, lock: int, log: Log, stop: _Sto
         stdout=writer,
         stderr=writer,
         pass_fds=(lock,),
+        # A model of the spec is found in the view; other repositories the job may still ask the Hub for.
+        env={"HF_HUB_OFFLINE": "0", **os.environ},
         start_new_session=True,
     )
     os.close(writer)
