@@ -51,5 +51,7 @@ def _is_ours(filename: str) -> bool:
 def hint(name: object, known: Iterable[str]) -> str:
     """Return what an error about an unknown name adds: the nearest known one, or all of them."""
     known = list(known)
-    near = difflib.get_close_matches(str(name)[:64], known, n=1, cutoff=0.6)
+    word = str(name)[:64]
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = near or [each for each in known if len(word) > 2 and each.startswith(word[:3])]
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
