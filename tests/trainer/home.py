@@ -47,6 +47,7 @@ class Home:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.path = node.place / "trainer"
+        self.program = [TRAINER]
         self.environment = {
             "TRAINER_HOME": str(self.path),
             "TRAINER_CONFIG": str(node.home / "trainer.yaml"),
@@ -85,7 +86,7 @@ class Home:
     # ---- commands ------------------------------------------------------------------------------
 
     def start(self, *words: object, **environment: str) -> Command:
-        return self.node.start_program(TRAINER, *words, **{**self.environment, **environment})
+        return self.node.start_program(*self.program, *words, **{**self.environment, **environment})
 
     def run(self, *words: object, code: int = 0, **environment: str) -> Done:
         """Run `trainer` with these words; fail where its exit code is another one."""
