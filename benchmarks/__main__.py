@@ -1,4 +1,4 @@
-"""python -m benchmarks hit-miss | gpu | mirror | storage: figures as Markdown, or with --json as one JSON object."""
+"""python -m benchmarks hit-miss | gpu | mirror | storage | job: figures as Markdown, or one JSON object (--json)."""
 
 import json
 import signal
@@ -115,6 +115,28 @@ def storage(repeats: int, as_json: bool, small: bool, output: Path, directory: P
     found = measuring.storage(directory, small=small, repeats=repeats, say=_say)
     table = measuring.storage_table(found)
     write_report(found, output, "storage", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("job")
+@click.option(
+    "--misses", type=click.IntRange(1), default=3, show_default=True, help="Runs, each from an empty cache."
+)
+@click.option(
+    "--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each other kind."
+)
+@click.option("--steps", type=click.IntRange(2), help="Of the training. Default: 3 on a CPU, 40 on a GPU.")
+@_place_options
+def job(
+    steps: int | None, pairs: int, misses: int, as_json: bool, small: bool, output: Path, directory: Path
+) -> None:
+    """The trainer's example job: cold, warm, downloading in the script, on local files."""
+    from benchmarks import job as measuring
+    from benchmarks.report import write_report
+
+    found = measuring.job(directory, small=small, pairs=pairs, misses=misses, steps=steps, say=_say)
+    table = measuring.job_table(found)
+    write_report(found, output, "job", table)
     print(json.dumps(found) if as_json else table)
 
 

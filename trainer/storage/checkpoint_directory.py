@@ -82,20 +82,18 @@ class DirectoryStore:
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
+            new = [place for place in target.parents if place != self._directory and not place.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             draft.rename(target)
         finally:
             draft.unlink(missing_ok=True)
-        place = target.parent
-        while True:  # up to what was there before: a directory that was made is lost with its parent's entry
+        # A directory that was made is lost with its parent's entry.
+        for place in {target.parent, *(made.parent for made in new)}:
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            if place == self._directory:
-                break
-            place = place.parent
 
 
 @contextmanager
