@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from benchmarks.servers.faults import Fault, Faults
 from tests.contract.servers import S3Site, child
 from tests.upstream.proxy import FaultyProxy
@@ -56,6 +58,13 @@ def serving_bucket() -> Iterator[Bucket]:
     with child(site.argv, site.port), FaultyProxy(site.port, faults) as proxy:
         site.client().create_bucket(Bucket="models")
         yield Bucket(proxy, faults, site)
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """One server for all tests of a process: it takes seconds to start."""
+    with serving_bucket() as made:
+        yield made
 
 
 def opened(kind: str, directory: Path, bucket: Bucket) -> CheckpointStore:

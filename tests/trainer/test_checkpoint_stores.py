@@ -9,7 +9,7 @@ import pytest
 from benchmarks.servers.faults import PASSING, Fault
 from tests.storage.disks import Disks, fill_up
 from tests.trainer.confined import needs_root
-from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened, serving_bucket
+from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened
 from trainer.errors import ConfigError
 from trainer.storage.checkpoint_store import (
     ChangedFileError,
@@ -21,12 +21,6 @@ from trainer.storage.checkpoint_store import (
 from trainer.storage.errors import StoreAwayError, StoreError
 
 LARGE = os.urandom(20 * MIB)  # two parts
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    with serving_bucket() as made:
-        yield made
 
 
 @pytest.fixture(params=["directory", "fsspec", "s3"])

@@ -17,7 +17,7 @@ from benchmarks.servers.faults import PASSING, Fault
 from tests.commands.node import Node, until
 from tests.storage.disks import Disks, fill_up
 from tests.trainer.confined import ROOT, WAIT_S, needs_root
-from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened, serving_bucket
+from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened
 from trainer.errors import ConfigError
 from trainer.storage import checkpoints
 from trainer.storage.checkpoint_records import FileRecord, SyncRecord, encoded, read_local, record_key
@@ -35,12 +35,6 @@ from trainer.storage.errors import DamagedError, NoCheckpointError, StoreError
 
 JOB = "job-1"
 SOON = SyncConfig(quiet_s=0.05, every_s=0.02, pause_s=0.02, pause_max_s=0.2)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    with serving_bucket() as made:
-        yield made
 
 
 class Place:
@@ -146,6 +140,19 @@ def test_what_is_replaced_goes_up_again_and_what_is_deleted_stays(place: Place) 
         "checkpoint-2/model": b"two",
     }
     assert dict(place.listed())["checkpoint-2"] == "COMPLETED"
+
+
+def test_a_hidden_draft_is_no_checkpoint_until_it_has_its_name(place: Place) -> None:
+    place.write(
+        **{".checkpoint-2__model": b"two", ".checkpoint-2__.metadata": b"m", "checkpoint-1__model": b"one"}
+    )
+    with place.sync() as sync:
+        until(lambda: place.listed() == [("checkpoint-1", "COMPLETED")], "the first checkpoint")
+        (place.directory / ".checkpoint-2").rename(place.directory / "checkpoint-2")
+        until(lambda: dict(place.listed()).get("checkpoint-2") == "COMPLETED", "the second")
+        place.write(**{".checkpoint-3__model": b"half"})
+        assert sync.finish(WAIT_S).state == "COMPLETED"
+    assert sorted(place.up()) == ["checkpoint-1/model", "checkpoint-2/.metadata", "checkpoint-2/model"]
 
 
 def test_links_and_devices_are_no_checkpoints(local: Place) -> None:

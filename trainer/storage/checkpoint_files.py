@@ -24,7 +24,10 @@ class Found(NamedTuple):
 
 
 def files_below(directory: Path) -> Iterator[Found]:
-    """Yield the regular files below directory; links are not followed, and what vanishes meanwhile is left out."""
+    """Yield the regular files below directory; links are not followed, and what vanishes meanwhile is left out.
+
+    What is hidden at the top (`.checkpoint-20`) is a draft of the job's, until it has another name.
+    """
     pending = [directory]
     while pending:
         place = pending.pop()
@@ -35,6 +38,8 @@ def files_below(directory: Path) -> Iterator[Found]:
                 raise
             continue
         for entry in entries:
+            if place == directory and entry.name.startswith("."):
+                continue
             try:
                 status = entry.stat(follow_symlinks=False)
             except OSError:
