@@ -53,6 +53,8 @@ class TrainerConfig(BaseModel):
                        50 GiB at most
     cache_bytes:       cap of a project's and of a team's training cache
     workspace_bytes:   cap of a workspace
+    checkpoint_wait_s: how long the end of a job waits for an object store that fails; what is not up then is kept
+                       and said
     bdnfs_config:      given to `bdnfs --config`; None: its usual places
     """
 
@@ -66,6 +68,7 @@ class TrainerConfig(BaseModel):
     scratch_bytes: Annotated[ByteSize | None, Field(alias="scratch")] = None
     cache_bytes: Annotated[ByteSize, Field(alias="cache")] = ByteSize(CACHE_BYTES)
     workspace_bytes: Annotated[ByteSize, Field(alias="workspace")] = ByteSize(WORKSPACE_BYTES)
+    checkpoint_wait_s: Annotated[float, Field(ge=0, le=30 * 86400, alias="checkpoint_wait")] = 3600.0
     bdnfs_config: _Directory | None = None
 
     @property

@@ -161,6 +161,7 @@ def test_everything_killed_at_once_is_found_and_said(home: Home) -> None:
     home.run("view")
     assert "the machine restarted" in home.reaches(job, State.FAILED).error
     gone(home, job)
+    assert not home.node.m.exists()
 
 
 def test_a_killed_job_holds_no_slot(home: Home) -> None:

@@ -1,6 +1,7 @@
 """What outlives a job: checkpoints in object storage, the training cache; until the project is deleted."""
 
 import json
+import subprocess
 from pathlib import Path
 
 from tests.commands.node import until
@@ -111,12 +112,30 @@ def test_a_job_whose_training_cache_is_full_does_not_start(home: Home) -> None:
     assert "ran" not in home.log(job)
 
 
-def test_a_full_disk_while_checkpointing_is_the_jobs_own_error_and_what_was_up_stays(home: Home) -> None:
-    config = home.config(
-        _SAVE.format(1),
-        "head -c 100M /dev/zero > $BT_SCRATCH_DIR/draft && mv $BT_SCRATCH_DIR/draft $BT_CHECKPOINT_DIR/step-2",
-        runtime=CHECKPOINTS,
-    )
-    job = home.push(config, "--tail", code=10)
-    assert "No space left on device" in home.job(job).error
-    assert [each["checkpoint"] for each in home.checkpoints(job)] == ["step-1"]
+def test_a_full_disk_while_checkpointing_is_told_and_what_was_up_stays(home: Home) -> None:
+    """The disk of the whole home is full: not even the job's end can be written, until its scratch has gone."""
+    home.configure(checkpoint_wait=1)
+    home.path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96M", "home", home.path], check=True, timeout=60)
+    try:
+        up = home.node.place / "up"
+        config = home.config(
+            _SAVE.format(1),
+            f"while [ ! -e {up} ]; do sleep 0.05; done; mkdir $BT_CHECKPOINT_DIR/step-2",
+            "cat /dev/zero > $BT_CHECKPOINT_DIR/step-2/model.txt",
+            runtime=CHECKPOINTS,
+        )
+        job = home.push(config)
+        until(lambda: [each["state"] for each in home.checkpoints(job)] == ["COMPLETED"], "the sync", WAIT_S)
+        up.touch()
+        found = home.reaches(job, State.FAILED)
+        assert "not in object storage" in found.error
+        assert "step-2/model.txt" in found.error
+        assert found.exit_code == 1
+        assert ("step-1", "COMPLETED") in [
+            (each["checkpoint"], each["state"]) for each in home.checkpoints(job)
+        ]
+        assert (home.directory(job).checkpoints / "step-2" / "model.txt").exists()
+        home.end()
+    finally:
+        subprocess.run(["umount", "-l", home.path], check=True, timeout=60)

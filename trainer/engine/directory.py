@@ -16,6 +16,7 @@ class JobDirectory:
         self.run_lock = path / "run.lock"
         self.run = path / "run.json"
         self.exit = path / "exit.json"
+        self.room = path / "room"
         self.plan = path / "plan.json"
         self.spec = path / "spec.json"
         self.spec_lock = path / "spec.lock"
@@ -30,6 +31,16 @@ class JobDirectory:
         """Make the directory, this user's alone."""
         self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.chmod(0o700)
+
+
+def keep_room(path: Path, size_bytes: int) -> None:
+    """Write a file whose only use is to be deleted before something is written that a full disk must not stop."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, bytes(size_bytes))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -1,12 +1,13 @@
 """One job's life, step by step. Each step may be the last of this process: the next one finds where it was."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -44,9 +45,11 @@ _NOTE_S = 1.0
 _MARGIN_S = 30.0
 # `bdnfs` says so with this code when a snapshot was evicted after it had been made whole.
 _NOT_WHOLE, _DEPLOYS_MAX = 5, 3
+_RUN_END_S = 120.0
+_RECORD_S = 60.0
 _LAST_LINES = 10
 # How long one call for the rest of the checkpoints waits before it is asked again whether to stop.
-_SYNC_SLICE_S, _SYNC_S, _SYNC_AFTER_STOP_S = 5.0, 3600.0, 60.0
+_SYNC_SLICE_S, _SYNC_AFTER_STOP_S = 5.0, 60.0
 
 
 class Life:
@@ -100,9 +103,30 @@ class Life:
         self._end_run()
         error = _joined(error, self._tidy())
         reach("ending:cleared")
-        self._store.move(self._id, state, error=error, exit_code=code)
+        self._record_end(state, error, code)
         self._log.say(f"{state}{f': {error}' if error else ''}")
         reach("ending:committed")
+
+    def _record_end(self, state: State, error: str, code: int | None) -> None:
+        """Record the end, tried again while the disk is full; the next supervisor tries after that."""
+        deadline_s = time.monotonic() + _RECORD_S
+        while True:
+            try:
+                self._store.move(self._id, state, error=error, exit_code=code)
+            except HomeError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(1.0)
+            else:
+                return
+
+    @contextlib.contextmanager
+    def _if_there_is_room(self) -> Iterator[None]:
+        """What is nice to have recorded, and must not end a job where the disk is full."""
+        try:
+            yield
+        except HomeError as error:
+            print(f"trainer: {error}", file=sys.stderr, flush=True)
 
     def _tidy(self) -> str:
         """Take away what was for the run alone; return what could not be."""
@@ -212,7 +236,7 @@ class Life:
                 self._directory.exit.unlink(missing_ok=True)
                 self._directory.run.unlink(missing_ok=True)
                 weights = self._write_spec()
-                if weights:
+                if weights and not self._should_be_whole():
                     self._call("fetching", "prefetch", str(self._directory.spec))
                 reach("deploying:whole")
                 self._store.begin(self._id, "preparing")
@@ -224,6 +248,13 @@ class Life:
                 os.close(lock)
             reach("deploying:launched")
         self._see_it_begin()
+
+    def _should_be_whole(self) -> bool:
+        """Say whether everything was brought to this node before the job had its slot, and is likely there still.
+
+        `bdnfs run --offline` looks, and starts nothing where that is not so: then it is fetched again.
+        """
+        return not self._deploys and any(phase.name == "filling" for phase in self._store.phases(self._id))
 
     def _prepare(self, weights: bool) -> None:
         job, project = self._job(), self._definition.project
@@ -331,7 +362,10 @@ class Life:
         found = read_json(self._directory.exit)
         self._deploys += 1
         if (found is None or found["code"] == _NOT_WHOLE) and self._deploys < _DEPLOYS_MAX:
-            return  # nothing of it began: deploy again
+            self._log.say(
+                "nothing of the job has begun; it is deployed again, what is missing is fetched first"
+            )
+            return
         if found is None:
             raise TrainerError(
                 f"the job's runner ended {self._deploys} times before the start commands began; see "
@@ -355,12 +389,14 @@ class Life:
                 if self._stopped():
                     ends.press()
                 time.sleep(POLL_S)
-            self._store.begin(self._id, "clearing" if sync is None else "syncing")
+            with self._if_there_is_room():
+                self._store.begin(self._id, "clearing" if sync is None else "syncing")
             reach("ending:exited")
             if sync is not None:
                 self._finish(sync)
             reach("ending:synced")
-        self._store.begin(self._id, "clearing")
+        with self._if_there_is_room():
+            self._store.begin(self._id, "clearing")
         self._conclude()
 
     def _open_sync(self, stack: ExitStack) -> CheckpointSync | None:
@@ -391,11 +427,13 @@ class Life:
             hopeless = (
                 time.monotonic() < slice_s + 0.9 * _SYNC_SLICE_S
             )  # it ended by itself: what failed will again
-            limit_s = _SYNC_AFTER_STOP_S if self._stopped() else _SYNC_S
+            limit_s = self._config.checkpoint_wait_s
+            limit_s = min(limit_s, _SYNC_AFTER_STOP_S) if self._stopped() else limit_s
             if report.state == "COMPLETED" or hopeless or time.monotonic() > began_s + limit_s:
                 break
         self._log.say(report.said)
-        self._store.note(self._id, sync=report.state)
+        with self._if_there_is_room():
+            self._store.note(self._id, sync=report.state)
         if report.state == "COMPLETED":
             remove_tree(self._directory.checkpoints)
         else:
@@ -414,6 +452,7 @@ class Life:
         if self._stopped():
             self._end(State.STOPPED, self._unsynced, code)
         elif code is None:
+            self._clear_mounts()
             self._end(
                 State.FAILED,
                 _joined(
@@ -430,10 +469,22 @@ class Life:
                 said += "; the last lines: " + " | ".join(lines)
             self._end(State.FAILED, _joined(said, self._unsynced), code)
 
+    def _clear_mounts(self) -> None:
+        """Have bdnfs remove the directories that a killed `bdnfs run` left; any later call of it would, too."""
+        with contextlib.suppress(DeliveryError, StopRequestedError):
+            command = bdnfs_command("status", config=self._config.bdnfs_config)
+            call(command, stopped=lambda: False, say=self._log.say)
+
     def _end_run(self) -> None:
         """Have nothing of a run left, whatever state it was in."""
         ends = _Ending(self._directory, self._config.stop_grace_s)
+        deadline_s = time.monotonic() + 2 * self._config.stop_grace_s + _RUN_END_S
         while is_held(self._directory.run_lock):
+            if time.monotonic() > deadline_s:
+                self._log.say(
+                    f"the job's processes could not be ended; {self._directory.run} says which one holds them"
+                )
+                return
             ends.press()
             time.sleep(POLL_S)
 

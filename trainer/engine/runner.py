@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from trainer.engine.directory import JobDirectory, write_json
+from trainer.engine.directory import JobDirectory, keep_room, write_json
 from trainer.engine.log import Lines, Log
 from trainer.engine.namespace import bind, unshare_mounts
 from trainer.engine.places import making
@@ -30,6 +30,8 @@ _POLL_S = 0.1
 # What runs inside ends itself after the grace; this is for one that can't.
 _MARGIN_S = 15.0
 _DRAIN_S = 2.0
+# How the job ended must be written down, though the job have filled the disk.
+_ROOM_BYTES = 64 << 10
 _TIED = str(Path(__file__).with_name("tied.py"))
 
 
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> int:
     directory, lock = JobDirectory(Path(argv[1])), int(argv[2])
     identity = identify(os.getpid())
     write_json(directory.run, vars(identity) if identity else {})
+    keep_room(directory.room, _ROOM_BYTES)
     reach("runner:locked")
     log = Log(directory.log)
     try:
@@ -59,9 +62,11 @@ def main(argv: list[str]) -> int:
         code = _run(plan, directory, lock, log, stop)
     except TrainerError as error:
         log.say(str(error))
+        directory.room.unlink(missing_ok=True)
         write_json(directory.exit, {"code": error.exit_code, "error": str(error)})
         return 0
     reach("runner:exited")
+    directory.room.unlink(missing_ok=True)
     write_json(directory.exit, {"code": code, "error": ""})
     reach("runner:told")
     return 0
