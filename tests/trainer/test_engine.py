@@ -260,9 +260,7 @@ def test_every_place_and_variable_of_the_reference(home: Home) -> None:
 
 def test_gpus_that_are_not_here_are_refused_before_anything_is_fetched(home: Home, hub: HubServer) -> None:
     hub.reset()
-    config = home.config(
-        "echo $BT_NUM_GPUS", accelerator="'H100:2'", weights=[weights(home)]
-    )
+    config = home.config("echo $BT_NUM_GPUS", accelerator="'H100:2'", weights=[weights(home)])
     done = home.run("push", config, code=2)
     assert "2 × H100" in done.error
     assert "--no-gpu-check" in done.error
