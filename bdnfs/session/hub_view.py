@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 # What from_pretrained("org/name") asks for.
 _MAIN = "main"
 
+# A record is a file: what a damaged one holds must not become a path to somewhere else.
+Folder = Annotated[str, msgspec.Meta(pattern=r"^(models|datasets)--[^/\0]+$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^(?!.*\.\.)[^/\0][^\0]*$")]
+Commit = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z]+$")]
+
 
 class View(msgspec.Struct, frozen=True):
     """One source in one view.
@@ -38,9 +43,9 @@ class View(msgspec.Struct, frozen=True):
     """
 
     directory: AbsolutePath
-    folder: str
-    names: tuple[str, ...]
-    commit: str
+    folder: Folder
+    names: tuple[Name, ...]
+    commit: Commit
     made: tuple[AbsolutePath, ...]
 
     @property
