@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from tests.trainer.confined import ROOT, WAIT_S, needs_root
 from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened
 from trainer.errors import ConfigError
 from trainer.storage import checkpoints
+from trainer.storage.checkpoint_directory import DirectoryStore
 from trainer.storage.checkpoint_records import FileRecord, SyncRecord, encoded, read_local, record_key
-from trainer.storage.checkpoint_store import CheckpointStore, StoreConfig, open_checkpoint_store
+from trainer.storage.checkpoint_store import CheckpointStore, Stop, StoreConfig, open_checkpoint_store
 from trainer.storage.checkpoint_sync import SyncConfig, open_checkpoint_sync
 from trainer.storage.checkpoints import (
     Checkpoint,
@@ -162,6 +164,44 @@ def test_links_and_devices_are_no_checkpoints(local: Place) -> None:
     os.mkfifo(local.directory / "pipe")
     assert local.finish().state == "COMPLETED"
     assert local.up() == {"checkpoint-1/model": b"one"}
+
+
+def test_a_name_that_is_no_text_is_said_and_holds_nothing_up(local: Place) -> None:
+    local.write(**{"checkpoint-1__model": b"one"})
+    Path(os.fsdecode(os.fsencode(local.directory) + b"/checkpoint-1/\xff")).write_bytes(b"x")
+    report = local.finish()
+    assert report.state == "SYNCING"
+    assert report.missing == (("checkpoint-1/\\xff", "its name is no UTF-8; rename it"),)
+    assert local.up() == {"checkpoint-1/model": b"one"}
+
+
+def test_of_two_versions_the_newer_one_arrives_last(tmp_path: Path) -> None:
+    """The older one is on its way, and slow, when the file is replaced."""
+    under_way, go_on = threading.Event(), threading.Event()
+
+    class Slow(DirectoryStore):
+        def put_file(self, key: str, path: Path, stopped: Stop) -> str:
+            old = path.read_bytes() == b"old"
+            copy = tmp_path / secrets.token_hex(8)
+            copy.write_bytes(path.read_bytes())
+            if old:
+                under_way.set()
+                assert go_on.wait(WAIT_S)
+            return super().put_file(key, copy, stopped)
+
+    place = Place(tmp_path, Slow(tmp_path / "store"))
+    place.write(latest=b"old")
+    with place.sync() as sync:
+        assert under_way.wait(WAIT_S)
+        (place.directory / ".latest").write_bytes(b"newer")
+        (place.directory / ".latest").rename(place.directory / "latest")
+        # What is newer than the replaced file has been seen and uploaded: so has that been.
+        place.write(other=b"other")
+        until(lambda: "other" in place.up(), "a file that came later")
+        go_on.set()
+        assert sync.finish(WAIT_S).state == "COMPLETED"
+    assert place.up() == {"latest": b"newer", "other": b"other"}
+    assert set(place.listed()) == {("latest", "COMPLETED"), ("other", "COMPLETED")}
 
 
 def test_a_job_without_checkpoints_has_none(local: Place) -> None:

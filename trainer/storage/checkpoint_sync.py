@@ -74,7 +74,6 @@ class _File:
     version: Version
     since_s: float
     next_s: float = 0.0
-    uploading: bool = False
     failures: int = 0
     lasting: int = 0
     why: str = ""
@@ -84,11 +83,14 @@ class _File:
 class _Shared:
     """What the threads share, under `changed`'s lock.
 
-    up: what the store has, by path; todo: what it has not
+    up: what the store has, by path; todo: what it has not; nameless: what can have no key
+    uploading: paths on their way. One version of a path at a time: the older one must not arrive last.
     """
 
     up: dict[str, FileRecord] = field(default_factory=dict)
     todo: dict[str, _File] = field(default_factory=dict)
+    nameless: set[str] = field(default_factory=set)
+    uploading: set[str] = field(default_factory=set)
     uploaded_bytes: int = 0
     dirty: bool = True
     ended: bool = False
@@ -176,6 +178,7 @@ class CheckpointSync:
     def _report(self) -> SyncReport:
         shared = self._shared
         missing = [(path, each.why or "there was no time") for path, each in sorted(shared.todo.items())]
+        missing += [(path, "its name is no UTF-8; rename it") for path in sorted(shared.nameless)]
         if not shared.looked_after_end:
             missing.append(("", "the directory could not be looked through in time"))
         elif not missing and (shared.dirty or not shared.published):
@@ -202,7 +205,10 @@ class CheckpointSync:
     def _note(self, found: dict[str, Version], now_s: float, *, after_end: bool) -> None:
         """Take over what a look through the directory found."""
         shared = self._shared
+        shared.nameless = {_printable(path) for path in found if _printable(path) != path}
         for path, version in found.items():
+            if _printable(path) in shared.nameless:
+                continue
             up = shared.up.get(path)
             if up is not None and (up.size, up.mtime_ns) == (version.size, version.mtime_ns):
                 shared.dirty |= shared.todo.pop(path, None) is not None
@@ -224,7 +230,7 @@ class CheckpointSync:
         due = [
             (path, each)
             for path, each in shared.todo.items()
-            if not each.uploading
+            if path not in shared.uploading
             and each.next_s <= now_s
             and (shared.ended or now_s - each.since_s >= quiet_s)
             and not (shared.ended and each.lasting >= _LASTING_FAILURES_MAX)
@@ -297,7 +303,7 @@ class CheckpointSync:
             if not ended and is_being_written(self._directory / path):
                 continue
             with self._changed:
-                each.uploading = True
+                self._shared.uploading.add(path)
             self._queue.put((path, each))
 
     def _publish(self) -> None:
@@ -308,7 +314,7 @@ class CheckpointSync:
                 time.monotonic() < self._next_publish_s and not (all_up and not shared.record_failures)
             ):
                 return
-            shared.dirty = False
+            shared.dirty = shared.published = False
             record = self._record()
         try:
             write_local(self._local, record)
@@ -347,24 +353,27 @@ class CheckpointSync:
                 digest = self._store.put_file(self._prefix + path, self._directory / path, self._is_closed)
             except ChangedFileError:
                 with self._changed:
-                    each.uploading, each.since_s = False, time.monotonic()
+                    each.since_s = time.monotonic()
             except (StoreError, OSError) as error:
                 self._put_off(each, error)
             except Exception as error:  # whatever a filesystem of fsspec's raises: the others go on
                 self._put_off(each, StoreError(f"uploading {path}: {type(error).__name__}"))
             else:
                 self._is_up(path, each, digest)
+            finally:
+                with self._changed:
+                    self._shared.uploading.discard(path)
+                    self._changed.notify_all()
 
     def _is_closed(self) -> bool:
         return self._shared.closed
 
     def _put_off(self, each: _File, error: Exception) -> None:
         with self._changed:
-            each.uploading, each.why = False, str(error)
+            each.why = str(error)
             each.failures += 1
             each.lasting = 0 if isinstance(error, StoreAwayError) else each.lasting + 1
             each.next_s = time.monotonic() + self._pause_s(each.failures)
-            self._changed.notify_all()
         self._fail(str(error))
 
     def _is_up(self, path: str, each: _File, digest: str) -> None:
@@ -376,9 +385,8 @@ class CheckpointSync:
             if shared.todo.get(path) is each and now == version:
                 del shared.todo[path]
                 shared.up[path] = FileRecord(version.size, version.mtime_ns, digest)
-            each.uploading, shared.dirty = False, True
+            shared.dirty = True
             again, shared.failing = shared.failing, False
-            self._changed.notify_all()
         if again:
             self._say(f"checkpoints: uploads to {self._store.name} go on")
 
@@ -408,3 +416,8 @@ def open_checkpoint_sync(
         yield sync
     finally:
         sync.close()
+
+
+def _printable(path: str) -> str:
+    """Return path, what is no UTF-8 in it escaped."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
