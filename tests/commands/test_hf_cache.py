@@ -118,6 +118,7 @@ def test_a_command_that_was_killed_leaves_it_to_the_next(node: Node) -> None:
     assert ready.read_text() == "on\n"
     assert (view / "models--acme--tiny").exists()
     node.run("status")  # its mount shows in its namespace alone, and is no reason to tidy up
+    node.run("run", "hf://acme/tiny", node.m, "--hf-cache", view, "--", "true")  # another rank, which ends
     assert (view / "models--acme--tiny").exists()
     os.killpg(command.process.pid, 9)
     command.wait(-9)
