@@ -293,6 +293,8 @@ def test_the_queue_goes_by_priority_then_age(home: Home) -> None:
     }
     for job in pushed.values():
         home.says(job, "waits for a slot")
+    # The one far back needs no process that waits: its turn is not among the next.
+    until(lambda: len(home.processes("trainer.engine.supervisor")) == 4, "the last one's supervisor to end")
     home.run("update", pushed["raised"], "--priority", "9")
     home.run("stop", blocker)
     for job in pushed.values():
@@ -314,6 +316,24 @@ def test_recreate_and_download_have_the_files_that_were_pushed(home: Home) -> No
     home.run("download", job, "--target-directory", home.node.place / "got", code=2)
     home.run("download", job, "--target-directory", home.node.place / "tar", "--no-unzip")
     assert [path.suffix for path in (home.node.place / "tar").iterdir()] == [".tar"]
+
+
+def test_what_a_running_job_uses_is_shown(home: Home) -> None:
+    config = home.config("head -c 1M /dev/zero > $TMPDIR/x; echo up; while :; do :; done")
+    job = home.push(config)
+    home.says(job, "up")
+
+    def busy() -> dict[str, object]:
+        rows = home.run("metrics", job, "-o", "json").json
+        found = {row["metric"]: row["value"] for row in rows}
+        return found if found["cpu_cores"] > 0 else {}
+
+    found = until(busy, "the job to be busy", WAIT_S)
+    assert found["processes"] == 1
+    assert found["memory_bytes"] > 0
+    assert found["scratch_used_bytes"] >= 1 << 20
+    home.run("stop", job)
+    home.run("metrics", job, code=2)
 
 
 def test_jobs_are_listed_for_people_and_programs(home: Home) -> None:

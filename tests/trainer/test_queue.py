@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.engine.usage import GpuUsage, parse_usage
 from trainer.errors import NoGpuError
 from trainer.jobs.record import Job, NewJob
 from trainer.jobs.states import State
@@ -83,6 +84,22 @@ def test_a_turn_is_taken_by_one_alone(tmp_path: Path) -> None:
         assert machine.acquire(store.job("a"))
 
 
+def test_only_jobs_near_their_turn_need_a_process_that_waits(tmp_path: Path) -> None:
+    with Store(tmp_path / "trainer.sqlite") as store:
+        for number in range(6):
+            store.add(
+                NewJob(id=str(number), project="p", team="", name="n", definition="{}", priority=-number)
+            )
+            store.move(str(number), State.CREATED)
+            store.ready(str(number))
+        machine = LocalMachine(store, 2, ())
+        assert [machine.is_near(job) for job in store.jobs()] == [True] * 4 + [False] * 2
+        store.change("5", priority=1)
+        assert machine.is_near(store.job("5"))
+        store.ask_to_stop("4")
+        assert machine.is_near(store.job("4"))  # somebody has to end it
+
+
 def test_gpus_that_are_not_here_are_named() -> None:
     machine = LocalMachine(None, 1, GPUS)  # type: ignore[arg-type] - it only checks
     machine.check(4, "H100")
@@ -116,3 +133,9 @@ def test_nvidia_smi_is_read() -> None:
         Gpu(0, "NVIDIA H200"), Gpu(1, "NVIDIA H200"),
     )  # fmt: skip
     assert machine_gpus(0) == ()
+
+
+def test_what_nvidia_smi_says_of_use_is_read_for_the_jobs_own_gpus() -> None:
+    said = "0, 97, 40536, 81559\n1, 0, 3, 81559\n2, [N/A], 3, 81559\n"
+    assert parse_usage(said, (0, 2)) == (GpuUsage(0, 97, 40536, 81559),)
+    assert parse_usage("", (0,)) == ()

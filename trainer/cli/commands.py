@@ -14,6 +14,7 @@ COMMANDS = {
     "push": ("push", "Run the job that a config defines."),
     "view": ("jobs", "List jobs, or show one."),
     "logs": ("logs", "Show what a job prints."),
+    "metrics": ("metrics", "Say what a running job uses now."),
     "stop": ("jobs", "End a job."),
     "recreate": ("push", "Run a job again, with the files it had."),
     "update": ("jobs", "Change what a waiting job waits by."),

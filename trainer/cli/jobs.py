@@ -207,10 +207,11 @@ def update(
     """Change the priority of a job that waits for its slot."""
     if priority is None and availability_model is None:
         raise click.UsageError("give --priority or --availability-model")
-    with opened() as (_, store):
+    with opened() as (own, store):
         job = store.change(
             chosen(store, job_id or job_option).id, priority=priority, availability=availability_model
         )
+        sweep(own, store)  # it may be near its turn now
         print(f"job {job.id} has priority {job.priority}, {job.availability}")
 
 

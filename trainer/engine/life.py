@@ -52,6 +52,10 @@ _LAST_LINES = 10
 _SYNC_SLICE_S, _SYNC_AFTER_STOP_S = 5.0, 60.0
 
 
+class FarBackError(Exception):
+    """The job waits far back in the queue: whoever ends, or waits before it, starts a supervisor when it is near."""
+
+
 class Life:
     """Takes one job from where it is to its end. Only the holder of its supervisor's lock does that."""
 
@@ -67,7 +71,10 @@ class Life:
         self._log.close()
 
     def live(self) -> None:
-        """Go on until the job has ended. Raises HomeError where that can't be recorded."""
+        """Go on until the job has ended.
+
+        Raises HomeError where that can't be recorded, FarBackError where nobody needs to wait for its turn yet.
+        """
         steps: dict[State, Callable[[], None]] = {
             State.PENDING: self._pending,
             State.CREATED: self._created,
@@ -79,11 +86,12 @@ class Life:
                 steps[state]()
             except StopRequestedError:
                 self._end(State.STOPPED)
-            except HomeError:
+            except (HomeError, FarBackError):
                 raise
             except Exception as error:
                 # Whatever it is: a job that can't go on must not be tried again and again.
-                self._end(State.FAILED if state is State.RUNNING else State.DEPLOY_FAILED, _said(error))
+                began = self._store.state(self._id)[0] is State.RUNNING
+                self._end(State.FAILED if began else State.DEPLOY_FAILED, _said(error))
         self._tidy()
 
     # ---- what every step uses ------------------------------------------------------------------
@@ -103,8 +111,9 @@ class Life:
         self._end_run()
         error = _joined(error, self._tidy())
         reach("ending:cleared")
-        self._record_end(state, error, code)
+        # Said first: whoever follows the log reads it out once the end is recorded.
         self._log.say(f"{state}{f': {error}' if error else ''}")
+        self._record_end(state, error, code)
         reach("ending:committed")
 
     def _record_end(self, state: State, error: str, code: int | None) -> None:
@@ -183,6 +192,8 @@ class Life:
                 self._log.say("waits for a slot of this machine, by priority, then age")
                 said = True
             self._check_stop()
+            if not machine.is_near(self._job()):
+                raise FarBackError
             self._sweep()
             time.sleep(POLL_S)
         self._log.say("DEPLOYING")

@@ -10,6 +10,7 @@ from trainer.engine import places
 from trainer.engine.directory import JobDirectory
 from trainer.engine.locks import is_held
 from trainer.jobs.store import Store
+from trainer.scheduling import LocalMachine
 
 # They outlive this process; until it ends it is their parent, and waits for none of them.
 _started: list["subprocess.Popen[bytes]"] = []
@@ -35,11 +36,15 @@ def start_supervisor(config: TrainerConfig, job_id: str) -> None:
 
 
 def sweep(config: TrainerConfig, store: Store, *, but: str = "") -> list[str]:
-    """Start a supervisor for every job that lost its own; clear what a killed push left. Returns the jobs' ids."""
+    """Start a supervisor for every job that has none and needs one; clear what a killed push left.
+
+    Returns the jobs' ids. A job far back in the queue needs none yet.
+    """
     revived = []
+    machine = LocalMachine(store, config.slots, ())
     for job in store.jobs(active=True):
         directory = JobDirectory(config.job_directory(job.id))
-        if job.id != but and not is_held(directory.supervisor_lock):
+        if job.id != but and not is_held(directory.supervisor_lock) and machine.is_near(job):
             directory.make()
             start_supervisor(config, job.id)
             revived.append(job.id)

@@ -3,6 +3,7 @@
 What it says on standard error goes to the job's `supervisor.log`.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -10,8 +11,9 @@ import traceback
 
 from trainer.config import load_config
 from trainer.engine.directory import JobDirectory
-from trainer.engine.life import Life
+from trainer.engine.life import FarBackError, Life
 from trainer.engine.locks import try_lock
+from trainer.engine.supervising import sweep
 from trainer.errors import TrainerError
 from trainer.jobs.store import Store
 
@@ -33,10 +35,12 @@ def main(argv: list[str]) -> int:
         with Store(config.database) as store:
             life = Life(config, store, argv[1])
             try:
-                life.live()
+                with contextlib.suppress(FarBackError):
+                    life.live()
             finally:
                 life.close()
                 os.close(lock)
+            sweep(config, store)  # its slot is free: somebody may be near now, this job itself even
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return error.exit_code

@@ -224,16 +224,7 @@ class Store:
         choose(waiting, holding): who may start now, and with which GPUs. Decided and recorded in one transaction.
         """
         with self._writing():
-            rows = self._db.execute(
-                f"{_JOB} WHERE state IN ('CREATED', 'DEPLOYING', 'RUNNING') {_BY_AGE}"
-            ).fetchall()
-            jobs = [_job(row) for row in rows]
-            waiting = [
-                job
-                for job in jobs
-                if job.state is State.CREATED and job.ready_s is not None and job.stop_requested_s is None
-            ]
-            chosen = choose(waiting, [job for job in jobs if job.state.holds_compute])
+            chosen = choose(*self.queue())
             if job_id not in chosen:
                 return False
             self._db.execute(
@@ -241,6 +232,19 @@ class Store:
             )
             self._move(job_id, State.DEPLOYING, phase="fetching")
             return True
+
+    def queue(self) -> tuple[list[Job], list[Job]]:
+        """Return the jobs that wait for a slot, and those that have one; each by age."""
+        jobs = [
+            _job(row)
+            for row in self._all(f"{_JOB} WHERE state IN ('CREATED', 'DEPLOYING', 'RUNNING') {_BY_AGE}")
+        ]
+        waiting = [
+            job
+            for job in jobs
+            if job.state is State.CREATED and job.ready_s is not None and job.stop_requested_s is None
+        ]
+        return waiting, [job for job in jobs if job.state.holds_compute]
 
     def ready(self, job_id: str) -> None:
         """Say that a job waits for its slot from now on."""

@@ -16,3 +16,6 @@ class Scheduler(Protocol):
 
         Never waits: whoever waits asks again.
         """
+
+    def is_near(self, job: Job) -> bool:
+        """Say whether somebody should be waiting for this job's turn; those further back need nobody yet."""

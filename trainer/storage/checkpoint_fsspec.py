@@ -1,6 +1,7 @@
 """Checkpoints wherever fsspec can write: sftp, gs, a network's own store."""
 
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from trainer.storage.errors import StoreAwayError, StoreError
 
 T = TypeVar("T")
 _PIECE_BYTES = 16 << 20
+# What fails is told by our errors; its log tells what it tried on the way, too.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 _DRAFTS = ".drafts"
 
 
@@ -82,21 +85,37 @@ class FsspecStore:
         self._call(f"deleting {prefix} of {self.name}", delete)
 
     def _write(self, key: str, pieces: Iterator[bytes]) -> None:
-        def write(fs: Any, top: str) -> None:
-            target, draft = f"{top}/{key}", f"{top}/{_DRAFTS}/{secrets.token_hex(16)}"
-            for path in (target, draft):
-                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            try:
-                with fs.open(draft, "wb") as file:
-                    for piece in pieces:
-                        file.write(piece)
-                fs.mv(draft, target)
-            except BaseException:
-                with contextlib.suppress(Exception):  # what went wrong first is what is told
-                    fs.rm(draft)
-                raise
+        write = self._write_object if self._url.startswith("gs://") else self._write_file
+        self._call(f"writing {key} to {self.name}", lambda fs, top: write(fs, top, key, pieces))
 
-        self._call(f"writing {key} to {self.name}", write)
+    def _write_file(self, fs: Any, top: str, key: str, pieces: Iterator[bytes]) -> None:
+        target, draft = f"{top}/{key}", f"{top}/{_DRAFTS}/{secrets.token_hex(16)}"
+        for path in (target, draft):
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            with fs.open(draft, "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+            fs.mv(draft, target)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is what is told
+                fs.rm(draft)
+            raise
+
+    def _write_object(self, fs: Any, top: str, key: str, pieces: Iterator[bytes]) -> None:
+        """Where nothing shows before the upload is ended, and a move is a copy."""
+        file = fs.open(f"{top}/{key}", "wb", autocommit=False)
+        try:
+            for piece in pieces:
+                file.write(piece)
+            file.close()
+            file.commit()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            # Its destructor would end the upload, and show what there is of it.
+            file.closed = True
+            raise
 
     def _call(self, doing: str, act: Callable[[Any, str], T]) -> T:
         try:
