@@ -130,3 +130,30 @@ def test_an_ordinary_user_has_namespaces_and_is_told_where_things_are(unprivileg
     assert f"in {home.directory(job).workspace}" in log
     assert any("instead of /b10/workspace" in line for line in log)
     assert not home.everything_of(job)
+
+
+def test_without_any_namespace_a_job_without_weights_still_runs_and_leaves_nothing(
+    unprivileged: Home,
+) -> None:
+    home = unprivileged
+    tools = home.node.place / "tools"
+    tools.mkdir()
+    for name in ("bash", "sh", "sleep", "setsid", "cat", "ls"):  # no `unshare`
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    home.node.environment["PATH"] = str(tools)
+    job = home.push(home.config("setsid sleep 600 &", "touch $BT_SCRATCH_DIR/x; echo in $PWD", "exit 3"))
+    found_job = home.reaches(job, State.FAILED)
+    log = home.log(job)
+    assert found_job.exit_code == 3
+    assert f"in {home.directory(job).workspace}" in log
+    assert any("no right to a namespace" in line for line in log)
+    assert any("plain directory" in line for line in log)
+    assert not home.everything_of(job)
+    home.configure(stop_grace=0.5)
+    deaf = home.push(home.config("trap '' TERM; echo up; while :; do sleep 1; done"))
+    home.says(deaf, "up")
+    home.run("stop", deaf)
+    assert home.job(deaf).state is State.STOPPED
+    assert not home.everything_of(deaf)
