@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,9 +21,11 @@ from bdnfs.core.errors import UNREADABLE, DeadlineError
 from bdnfs.core.steps import reach
 from bdnfs.fs.mountpoints import FUSE_FSTYPE, absent, prepare, restore
 from bdnfs.fs.mounts import Mount, mount_table, sees_every_process
-from bdnfs.session.hub_view import View, check_free, make_view, take_back_views, viewed
 from bdnfs.session.interrupts import uninterrupted
 from bdnfs.session.records import AbsolutePath, location_file, standing
+
+if TYPE_CHECKING:
+    from bdnfs.session.hub_view import View
 
 _REGISTRY_TIMEOUT_S = 30.0
 
@@ -71,15 +74,20 @@ def give_back(layout: Layout, location: str) -> None:
             for _, heir in _known(layout):
                 theirs = {made for made in known.made if is_below(heir.location, made)}
                 _remember(layout, heir.location, theirs | set(heir.made), {*heir.users})
-        take_back_views(layout, location, _is_shown, _elsewhere)
+        if _has_views(layout):
+            from bdnfs.session.hub_view import take_back_views
+
+            take_back_views(layout, location, _is_shown, _elsewhere)
 
 
-def show_views(layout: Layout, views: Mapping[str, View]) -> None:
+def show_views(layout: Layout, views: "Mapping[str, View]") -> None:
     """Make the Hub-cache-shaped views of what is mounted at these locations, or will be at once.
 
     They go as the directories do. Raises MountError as check_free and make_view do. The caller holds
     the locations' locks.
     """
+    from bdnfs.session.hub_view import check_free, make_view
+
     with uninterrupted(), _registry(layout):
         check_free(layout, views.values())
         for location, view in views.items():
@@ -88,7 +96,12 @@ def show_views(layout: Layout, views: Mapping[str, View]) -> None:
 
 def sweep(layout: Layout) -> None:
     """Give back what was made for locations where nothing is mounted, by commands that were killed."""
-    for location in {*(known.location for _, known in _known(layout)), *viewed(layout)}:
+    locations = {known.location for _, known in _known(layout)}
+    if _has_views(layout):
+        from bdnfs.session.hub_view import viewed
+
+        locations.update(viewed(layout))
+    for location in locations:
         if standing(location) is not None:
             continue
         fd = open_lock_file(location_file(layout, location, "lock"))
@@ -97,6 +110,11 @@ def sweep(layout: Layout) -> None:
                 give_back(layout, location)
         finally:
             os.close(fd)
+
+
+def _has_views(layout: Layout) -> bool:
+    """Say whether there is any view: few have one, and a hit then need not load what knows about them."""
+    return any(name.endswith(".hub") for name in os.listdir(layout.mounts))
 
 
 def _known(layout: Layout) -> Iterator[tuple[Path, MadeDirectories]]:

@@ -14,14 +14,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from bdnfs.cache.layout import Layout
 from bdnfs.core.errors import DeadlineError
 from bdnfs.session.directories import give_back, make, show_views
-from bdnfs.session.hub_view import View, plan_views
 from bdnfs.session.interrupts import uninterrupted
 from bdnfs.session.keeper import kept
 from bdnfs.session.mounting import may_mount
@@ -29,6 +28,9 @@ from bdnfs.session.parts import Part
 from bdnfs.session.places import check_places
 from bdnfs.session.records import location_locks
 from bdnfs.session.runner import Binding, Start
+
+if TYPE_CHECKING:
+    from bdnfs.session.hub_view import View
 
 # A fresh interpreter on a loaded machine, and a few mounts.
 BEGIN_TIMEOUT_S = 120.0
@@ -45,10 +47,13 @@ def run_command(
     there, and have the command look there, asking no network unless HF_HUB_OFFLINE says otherwise.
     Raises MountError where a location can't be used.
     """
-    views = {} if hf_cache is None else plan_views(parts, hf_cache)
-    variables = {} if hf_cache is None else {"HF_HUB_CACHE": hf_cache}
-    if hf_cache is not None and "HF_HUB_OFFLINE" not in os.environ:
-        variables["HF_HUB_OFFLINE"] = "1"
+    views: Mapping[str, View] = {}
+    variables: dict[str, str] = {}
+    if hf_cache is not None:
+        from bdnfs.session.hub_view import plan_views
+
+        views = plan_views(parts, hf_cache)
+        variables = {"HF_HUB_CACHE": hf_cache, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     locations = [part.placed.location for part in parts]
     check_places(layout, locations)
     start = Start(
@@ -74,7 +79,7 @@ def _give_back(layout: Layout, locations: Sequence[str]) -> None:
 def _run(
     layout: Layout,
     locations: Sequence[str],
-    views: Mapping[str, View],
+    views: "Mapping[str, View]",
     snapshots: Sequence[str],
     start: Start,
     variables: Mapping[str, str],
