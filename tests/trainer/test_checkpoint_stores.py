@@ -1,5 +1,6 @@
 """One suite for every place that checkpoints are kept in."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers.faults import PASSING, Fault
+from tests.contract.azurite import ACCOUNT, KEY, AzureSite
+from tests.contract.servers import child
 from tests.storage.disks import Disks, fill_up
 from tests.trainer.confined import needs_root
 from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened
@@ -23,10 +26,26 @@ from trainer.storage.errors import StoreAwayError, StoreError
 LARGE = os.urandom(20 * MIB)  # two parts
 
 
-@pytest.fixture(params=["directory", "fsspec", "s3"])
+@pytest.fixture(params=["directory", "fsspec", "s3", pytest.param("azure", marks=pytest.mark.long)])
 def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Iterator[CheckpointStore]:
+    if request.param == "azure":
+        yield open_checkpoint_store(request.getfixturevalue("azure"))
+        return
     yield opened(request.param, tmp_path / "store", bucket)
     bucket.is_back()
+
+
+@pytest.fixture
+def azure() -> Iterator[StoreConfig]:
+    site = AzureSite()
+    with child(site.argv, site.port):
+        site.make("models")
+        yield StoreConfig(
+            url=f"azure://{ACCOUNT}/models/checkpoints",
+            secret=json.dumps({"account_key": KEY}),
+            secret_name="account",
+            environment={"AZURE_STORAGE_ENDPOINT": site.endpoint(site.port)},
+        )
 
 
 def never() -> bool:
