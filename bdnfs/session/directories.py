@@ -89,7 +89,7 @@ def show_views(layout: Layout, views: "Mapping[str, View]") -> None:
     from bdnfs.session.hub_view import check_free, make_view
 
     with uninterrupted(), _registry(layout):
-        check_free(layout, views.values())
+        check_free(layout, views)
         for location, view in views.items():
             make_view(layout, location, view, _own_processes())
 

@@ -10,7 +10,7 @@ same locks (directories.py).
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ import msgspec
 
 from bdnfs.cache.layout import Layout, read_file
 from bdnfs.core.errors import UNREADABLE, MountError, SpecError
+from bdnfs.core.units import short
 from bdnfs.session.records import AbsolutePath, location_file
 from bdnfs.spec.fields import shown
 from bdnfs.spec.source import Source
@@ -52,6 +53,11 @@ class View(msgspec.Struct, frozen=True):
     def repository(self) -> Path:
         return Path(self.directory, self.folder)
 
+    @property
+    def link(self) -> Path:
+        """What names the snapshot, and points to the mount_location."""
+        return self.repository / "snapshots" / self.commit
+
 
 class Views(msgspec.Struct, frozen=True):
     """The views of a location, and the PID namespaces that use it."""
@@ -69,60 +75,62 @@ def folder_of(source: Source) -> str:
 def plan_views(parts: "Iterable[Part]", directory: str) -> dict[str, View]:
     """Return what is to be made in directory for the hf sources of parts, by location.
 
-    Raises SpecError where there is none, or where two sources are the same repository at the same name.
+    Raises SpecError where there is none, or where two sources are the same repository at one revision.
     """
     hub = [part for part in parts if part.weights.source.scheme == "hf"]
     if not hub:
         raise SpecError("--hf-cache shows hf:// sources, and the spec declares none; leave it away")
-    taken = {(folder_of(part.weights.source), part.weights.source.revision or _MAIN) for part in hub}
-    if len(taken) < len(hub):
-        raise SpecError(
-            "--hf-cache: two sources are the same repository at the same revision; keep one of them"
-        )
+    declared = {(folder_of(part.weights.source), part.weights.source.revision or _MAIN) for part in hub}
     found: dict[str, View] = {}
     for part in hub:
         source = part.weights.source
-        folder, name = folder_of(source), source.revision or _MAIN
-        names = [] if source.pinned else [name]
-        if (folder, _MAIN) not in taken:
-            taken.add((folder, _MAIN))
-            names.append(_MAIN)  # the job's idea of this repository, whatever branch that is
         assert part.revision is not None  # a Hub's revision is known before a mount
+        folder, name = folder_of(source), source.revision or _MAIN
+        others = [view for view in found.values() if view.folder == folder]
+        if any(view.commit == part.revision for view in others):
+            raise SpecError(
+                f"--hf-cache: {source.key} is declared twice at one revision ({short(part.revision)}), and a Hub cache "
+                "has one place for it; keep one of the two"
+            )
+        names = [] if source.pinned else [name]
+        if (folder, _MAIN) not in declared and not any(_MAIN in view.names for view in others):
+            names.append(_MAIN)  # the job's idea of this repository, whatever branch that is
         found[part.placed.location] = View(directory, folder, tuple(names), part.revision, ())
     return found
 
 
-def check_free(layout: Layout, views: Iterable[View]) -> None:
-    """Raise MountError where a view can't be made: something is there that is none of ours."""
+def check_free(layout: Layout, views: Mapping[str, View]) -> None:
+    """Raise MountError where a view can't be made: something is there that is none of ours, or another location's."""
     ours = {str(view.repository) for _, known in _known(layout) for view in known.views}
-    for view in views:
-        if not os.path.isdir(view.directory) and os.path.lexists(view.directory):
-            raise MountError(f"--hf-cache {shown(view.directory)}: is there already and is no directory")
+    for location, view in views.items():
+        where = f"--hf-cache {shown(view.directory)}"
+        if os.path.lexists(view.directory) and not os.path.isdir(view.directory):
+            raise MountError(f"{where}: is there already and is no directory")
         if str(view.repository) not in ours and os.path.lexists(view.repository):
+            raise MountError(f"{where}: holds {view.folder} already, from elsewhere; name an empty directory")
+        link = view.link
+        if os.path.lexists(link) and not (os.path.islink(link) and os.readlink(link) == location):
             raise MountError(
-                f"--hf-cache {shown(view.directory)}: holds {view.folder} already, from elsewhere; "
-                "name an empty directory"
+                f"{where}: shows this commit of {view.folder} at another place; name another directory"
             )
-        link, refs = _link(view), [view.repository / "refs" / name for name in view.names]
-        for ref in refs:
+        for ref in (view.repository / "refs" / name for name in view.names):
             if ref.exists() and ref.read_text() != view.commit:
                 raise MountError(
-                    f"--hf-cache {shown(view.directory)}: shows {view.folder} at another commit, which is mounted too; "
-                    "name another directory"
+                    f"{where}: shows {view.folder} at another commit, which is mounted too; name another directory"
                 )
-        if os.path.lexists(link) and not os.path.islink(link):
-            raise MountError(f"--hf-cache: {link} is there already; name an empty directory")
 
 
 def make_view(layout: Layout, location: str, view: View, user: str) -> None:
-    """Make a view and remember it, the memory first. The caller holds the registry and the location's lock."""
+    """Make a view and remember it, the memory first.
+
+    The caller holds the registry and the location's lock, and has found that nothing is in the way.
+    """
     made = tuple(_missing(view.directory))
     before = next((known for _, known in _known(layout) if known.location == location), Views(location, ()))
     kept = tuple(each for each in before.views if each.repository != view.repository)
     mine = next((each for each in before.views if each.repository == view.repository), view)
     view = msgspec.structs.replace(view, made=made or mine.made)
     _write(layout, Views(location, (*kept, view), tuple(sorted({*before.users, user}))))
-    link = _link(view)
     try:
         for directory in ("blobs", "refs", "snapshots"):
             (view.repository / directory).mkdir(parents=True, exist_ok=True)
@@ -130,13 +138,8 @@ def make_view(layout: Layout, location: str, view: View, user: str) -> None:
             ref = view.repository / "refs" / name
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(view.commit)
-        if os.path.lexists(link) and os.readlink(link) != location:
-            raise MountError(
-                f"--hf-cache {shown(view.directory)}: shows {view.folder} at {os.readlink(link)}; "
-                "name another directory"
-            )
-        if not os.path.lexists(link):
-            link.symlink_to(location)
+        if not os.path.lexists(view.link):
+            view.link.symlink_to(location)
     except OSError as error:
         raise MountError(f"--hf-cache: making {view.repository}: {error.strerror}") from None
 
@@ -189,10 +192,9 @@ def viewed(layout: Layout) -> list[str]:
 
 def _remove(view: View, location: str) -> None:
     """Remove exactly what make_view made; what others have put beside it stays."""
-    link = _link(view)
     with contextlib.suppress(OSError):
-        if os.readlink(link) == location:
-            link.unlink()
+        if os.readlink(view.link) == location:
+            view.link.unlink()
     directories = [view.repository / "refs", view.repository / "snapshots", view.repository / "blobs"]
     for name in view.names:
         ref = view.repository / "refs" / name
@@ -204,10 +206,6 @@ def _remove(view: View, location: str) -> None:
     for each in [*directories, view.repository, *map(Path, reversed(view.made))]:
         with contextlib.suppress(OSError):
             each.rmdir()
-
-
-def _link(view: View) -> Path:
-    return view.repository / "snapshots" / view.commit
 
 
 def _missing(directory: str) -> list[str]:

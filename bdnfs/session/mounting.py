@@ -131,7 +131,7 @@ def mount_and_view(
     from bdnfs.session.hub_view import check_free, plan_views
 
     views = plan_views(parts, hf_cache)
-    check_free(cache.layout, views.values())  # before the first byte
+    check_free(cache.layout, views)  # before the first byte
     result = mount_parts(cache, config, parts, options, secrets, mountpoint, show)
     try:
         with location_locks(cache.layout, list(views), options.left_s(LOCATION_TIMEOUT_S)):

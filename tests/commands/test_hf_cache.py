@@ -101,6 +101,30 @@ def test_what_is_there_of_others_is_left_alone(node: Node) -> None:
     assert sorted(os.listdir(view)) == ["mine.txt", "models--acme--tiny"]
 
 
+def test_another_place_or_commit_of_the_same_repository(node: Node, hub: HubServer) -> None:
+    view, old = node.place / "view", hub.repository("acme/tiny").branches["main"]
+    node.run("mount", f"hf://acme/tiny@{old}", node.m / "a", "--hf-cache", view)
+    said = node.refused(8, "mount", f"hf://acme/tiny@{old}", node.m / "b", "--hf-cache", view)
+    assert "at another place" in said
+    new = hub.commit("acme/tiny", {"config.json": b"new"})
+    said = node.refused(8, "mount", "hf://acme/tiny@main", node.m / "b", "--hf-cache", view)
+    assert "at another commit" in said
+    assert not (node.m / "b").exists()
+    assert found(node, "acme/tiny", HF_HUB_CACHE=str(view))["config"] == TINY["config.json"].decode()
+    spec = node.spec(
+        {"source": f"hf://acme/tiny@{old}", "mount_location": "old"},
+        {"source": "hf://acme/tiny@main", "mount_location": "new"},
+    )
+    node.run("mount", spec, node.m / "both", "--hf-cache", node.place / "both")
+    for revision, content in (("", b"new"), (new, b"new"), (old, TINY["config.json"])):
+        seen = found(node, "acme/tiny", "model", revision, HF_HUB_CACHE=str(node.place / "both"))
+        assert seen["config"] == content.decode()
+    node.run("unmount", node.m)
+    assert not view.exists()
+    assert not (node.place / "both").exists()
+    node.clean()
+
+
 def test_a_command_that_was_killed_leaves_it_to_the_next(node: Node) -> None:
     view, ready = node.place / "view", node.place / "ready"
     os.mkfifo(ready)
@@ -131,7 +155,9 @@ def test_specs_that_have_no_such_view(node: Node) -> None:
         {"source": f"hf://acme/tiny{at}", "mount_location": place}
         for at, place in (("", "a"), ("@main", "b"))
     ]
-    node.refused(2, "mount", node.spec(*twice), node.m, "--hf-cache", "view", says=["the same repository"])
+    node.refused(
+        2, "mount", node.spec(*twice), node.m, "--hf-cache", "view", says=["declared twice at one revision"]
+    )
     (node.place / "files").mkdir()
     (node.place / "files" / "x").write_text("x")
     files = f"file://{node.place}/files"

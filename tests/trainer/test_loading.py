@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.commands.node import until
 from trainer.definitions import Accelerator, SecretReference, TrainingProject
 from trainer.errors import ConfigError
 from trainer.loading import load_config, spec_of
@@ -236,8 +237,21 @@ def test_one_that_hangs_is_ended(tmp_path: Path, content: str) -> None:
 
 
 def test_nothing_that_a_config_started_keeps_us(tmp_path: Path) -> None:
-    config = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n" + GOOD
-    assert load_config(written(tmp_path, config)).project.name == "p"
+    pid = tmp_path / "pid"
+    config = f"""
+import pathlib, subprocess, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+pathlib.Path({str(pid)!r}).write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
+"""
+    assert load_config(written(tmp_path, config + GOOD)).project.name == "p"
+    until(lambda: not runs(int(pid.read_text())), "what the config started to end")
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import stat
 import subprocess
@@ -91,14 +92,15 @@ def _run(path: str, result: BinaryIO, dump: BinaryIO, timeout_s: float) -> int |
         pass_fds=(result.fileno(), dump.fileno()),
         start_new_session=True,
     )
+    ended = os.pidfd_open(process.pid)
     try:
-        return process.wait(_START_TIMEOUT_S + timeout_s)
-    except subprocess.TimeoutExpired:
-        return None
+        in_time = bool(select.select([ended], [], [], _START_TIMEOUT_S + timeout_s)[0])
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        # With what the config has started: until it is waited for, its process group is its own.
+        os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        os.close(ended)
+    return code if in_time else None
 
 
 def _without_answer(path: str, code: int | None, dump: str, timeout_s: float) -> str:
