@@ -58,24 +58,16 @@ def clean(home: Home, job_id: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_supervisor_killed_at_every_step_in_turn_still_brings_the_job_to_its_end(home: Home) -> None:
-    job_id = pushed_and_dying(home, *SUPERVISOR)
-    job = ends(home, job_id, *SUPERVISOR)
+def test_killed_at_every_step_in_turn_the_job_still_comes_to_its_end(home: Home) -> None:
+    """The supervisor at each of its steps; the runner at those before the commands begin, and when it has told."""
+    at = (*SUPERVISOR, *_BEFORE, *_ENDED)
+    job_id = pushed_and_dying(home, *at)
+    job = ends(home, job_id, *at)
     home.run("view")
-    assert died(home.node.place) >= {*SUPERVISOR} - {"ending:committed"}, home.all_about(job_id)
     assert job.state is State.COMPLETED, home.all_about(job_id)
     assert runs(home) == 1
-    until(lambda: died(home.node.place) == {*SUPERVISOR}, "the last step", WAIT_S)
+    until(lambda: died(home.node.place) == {*at}, "the last step", WAIT_S)
     assert [each["state"] for each in home.checkpoints(job_id)] == ["COMPLETED"]
-    clean(home, job_id)
-
-
-@pytest.mark.parametrize("step", _BEFORE)
-def test_a_runner_killed_before_the_commands_begin_is_replaced(home: Home, step: str) -> None:
-    job_id = pushed_and_dying(home, step)
-    assert ends(home, job_id, step).state is State.COMPLETED, home.all_about(job_id)
-    assert died(home.node.place) == {step}
-    assert runs(home) == 1
     clean(home, job_id)
 
 
@@ -87,15 +79,6 @@ def test_a_runner_killed_after_they_began_fails_the_job_and_says_so(home: Home, 
     assert job.state is State.FAILED, home.all_about(job_id)
     assert "killed" in job.error, job.error
     assert runs(home) <= 1
-    clean(home, job_id)
-
-
-@pytest.mark.parametrize("step", _ENDED)
-def test_a_runner_killed_when_it_has_told_is_missed_by_nobody(home: Home, step: str) -> None:
-    job_id = pushed_and_dying(home, step)
-    assert ends(home, job_id, step).state is State.COMPLETED, home.all_about(job_id)
-    assert died(home.node.place) == {step}
-    assert runs(home) == 1
     clean(home, job_id)
 
 
