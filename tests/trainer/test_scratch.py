@@ -16,6 +16,7 @@ from tests.storage.disks import Disks, fill_up
 from tests.trainer.confined import ROOT, WAIT_S, confined, needs_root, words
 from trainer.errors import ConfigError
 from trainer.storage.errors import SpaceError
+from trainer.storage.loop import is_backed_by
 from trainer.storage.scratch import clear_scratch, make_scratch
 
 MIB = 1 << 20
@@ -120,10 +121,27 @@ def test_it_is_gone_with_the_jobs_last_process_however_that_ends(tmp_path: Path,
         assert not list(at.iterdir()), "it shows in the namespace it was mounted in alone"
         process.send_signal(number)
         process.wait(WAIT_S)
-    until(lambda: not left_of(job_dir), "the kernel to let go of the image")
-    clear_scratch(job_dir)
+    clear_scratch(job_dir, wait_s=WAIT_S)
+    assert not left_of(job_dir)
     clear_scratch(job_dir)
     assert not list(job_dir.iterdir())
+
+
+@needs_root
+def test_a_process_that_outlives_its_job_keeps_the_blocks_and_nobody_waiting(tmp_path: Path) -> None:
+    job_dir, at = job(tmp_path)
+    make_scratch(job_dir, CAP)
+    with subprocess.Popen(
+        words(HOLD, "image", CAP, job_dir, at), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        clear_scratch(job_dir, wait_s=0.05)
+        assert not list(job_dir.iterdir())
+        assert is_backed_by(job_dir / "scratch.img")
+        process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0
+    until(lambda: not is_backed_by(job_dir / "scratch.img"), "the kernel to let go of the image")
 
 
 @needs_root

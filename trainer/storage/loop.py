@@ -47,6 +47,18 @@ def loop_device(image: Path) -> Iterator[str]:
         os.close(backing)
 
 
+def is_backed_by(image: Path) -> bool:
+    """Say whether some loop device still has image, deleted or not."""
+    for named in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = named.read_text().rstrip("\n").removesuffix(" (deleted)")
+        except OSError:
+            continue  # it was let go of just now
+        if backing == str(image):
+            return True
+    return False
+
+
 def _free() -> int:
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -7,13 +7,14 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trainer.errors import ConfigError
 from trainer.storage.errors import PlaceError, SpaceError
-from trainer.storage.loop import loop_device
+from trainer.storage.loop import is_backed_by, loop_device
 from trainer.storage.mounting import mount, mounted_below, unmount
 
 SCRATCH_BYTES_MIN = 16 << 20
@@ -101,16 +102,22 @@ def make_scratch(job_dir: Path, cap_bytes: int) -> Scratch:
     return Scratch(kind="directory", cap_bytes=cap_bytes, job_dir=job_dir, said=said)
 
 
-def clear_scratch(job_dir: Path) -> None:
+def clear_scratch(job_dir: Path, wait_s: float = 5.0) -> None:
     """Take away a job's scratch: unmount what this namespace still has of it, delete it.
 
     For the end of the job and for whoever finds a job that crashed; again, or with nothing there, is no error.
-    The job's processes have ended; one that still lives in a namespace with the mount keeps the blocks until
-    it ends, not the name. Raises PlaceError where something of it can't be taken away.
+    The job's processes have ended; the kernel lets go of the image a moment later, and its blocks are free then.
+    That is waited for, up to wait_s: a process that still lives in a namespace with the mount keeps them until it
+    ends. Raises PlaceError where something of it can't be taken away.
     """
     for at in reversed(mounted_below(_directory(job_dir))):
         unmount(at)
-    _image(job_dir).unlink(missing_ok=True)
+    image = Path(os.path.realpath(_image(job_dir)))
+    if image.exists():
+        image.unlink(missing_ok=True)
+        deadline_s = time.monotonic() + wait_s
+        while is_backed_by(image) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
     remove_tree(_directory(job_dir))
 
 
