@@ -40,7 +40,7 @@ class TrainerConfig:
     """What one machine gives to training jobs.
 
     home:              where jobs, caches and checkpoints are
-    slots:             jobs that run at once
+    slots:             jobs that run at once; None: one for each GPU, and one on a machine without
     gpus:              GPUs that jobs may have; None: those of the machine
     stop_grace_s:      between SIGTERM and SIGKILL of a job's processes
     checkpoints:       None: a directory of the home
@@ -54,7 +54,7 @@ class TrainerConfig:
     """
 
     home: Path
-    slots: int = 1
+    slots: int | None = None
     gpus: int | None = None
     stop_grace_s: float = 30.0
     checkpoints: CheckpointStoreConfig | None = None

@@ -84,6 +84,17 @@ def test_a_turn_is_taken_by_one_alone(tmp_path: Path) -> None:
         assert machine.acquire(store.job("a"))
 
 
+def test_there_is_a_slot_for_each_gpu_and_one_without(tmp_path: Path) -> None:
+    with Store(tmp_path / "trainer.sqlite") as store:
+        for number in range(6):
+            store.add(NewJob(id=str(number), project="p", team="", name="n", definition="{}"))
+            store.move(str(number), State.CREATED)
+            store.ready(str(number))
+        taken = [LocalMachine(store, None, GPUS).acquire(job) for job in store.jobs()]
+        assert taken == [True] * 4 + [False] * 2
+        assert not LocalMachine(store, None, ()).acquire(store.job("4"))
+
+
 def test_only_jobs_near_their_turn_need_a_process_that_waits(tmp_path: Path) -> None:
     with Store(tmp_path / "trainer.sqlite") as store:
         for number in range(6):

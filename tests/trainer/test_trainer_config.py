@@ -19,7 +19,7 @@ def test_with_none_everything_has_a_default(tmp_path: Path) -> None:
     assert config.home == tmp_path / ".local/share/bdnfs-trainer"
     assert config == TrainerConfig(home=config.home)
     assert load_config({"HOME": str(tmp_path), "TRAINER_HOME": "/elsewhere"}).home == Path("/elsewhere")
-    assert read(tmp_path / "empty.yaml", "").slots == 1
+    assert read(tmp_path / "empty.yaml", "").slots is None
 
 
 def test_every_key_is_read(tmp_path: Path) -> None:

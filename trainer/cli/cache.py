@@ -34,7 +34,7 @@ def summarize(project: str, sort: str, order: str, output_format: str) -> None:
             project_cache(own.home, found.id),
             sort=cast(SortKey, sort),
             order=cast(Literal["asc", "desc"], order),
-            cap_bytes=int(own.cache_bytes),
+            cap_bytes=own.cache_bytes,
         )
     columns = (
         Column("filepath", "Path"), Column("size_bytes", "Size", size, right=True),

@@ -26,7 +26,7 @@ from trainer.engine.log import Log, last_lines
 from trainer.engine.plan import RunPlan
 from trainer.engine.processes import ProcessId
 from trainer.engine.supervising import sweep
-from trainer.errors import HomeError, TrainerError
+from trainer.errors import HomeError, JobError, TrainerError
 from trainer.jobs.record import Job
 from trainer.jobs.states import State
 from trainer.jobs.steps import reach
@@ -183,6 +183,10 @@ class Life:
         if self._job().ready_s is None:
             self._check_stop()
             self._bring()
+            for path in (each for each in self._caches(self._job()).values() if each.name != "huggingface"):
+                check_room(
+                    path, self._config.cache_bytes
+                )  # it looks at every file: not while compute is held
             self._store.ready(self._id)
             reach("created:queued")
         machine = LocalMachine(self._store, self._config.slots, machine_gpus(self._config.gpus))
@@ -274,12 +278,10 @@ class Life:
             self._log.say(said)
         packed = read_json(self._directory.packed)
         if packed is None:
-            raise HomeError(f"{self._directory.packed}: what was packed can't be read; recreate the job")
+            raise JobError(f"{self._directory.packed}: what was packed can't be read; push the job again")
         unpack_workspace(self._directory.archive, packed["digest"], self._directory.workspace)
         self._directory.checkpoints.mkdir(exist_ok=True, mode=0o755)
         caches = self._caches(job)
-        for path in (each for each in caches.values() if each.name != "huggingface"):
-            check_room(path, int(self._config.cache_bytes))
         scratch = make_scratch(self._directory.path, self._config.scratch_cap_bytes())
         if scratch.said:
             self._log.say(scratch.said)
@@ -394,7 +396,7 @@ class Life:
         with ExitStack() as stack:
             sync = self._open_sync(stack)
             for path in self._caches(job).values():
-                stack.enter_context(watched(path, int(self._config.cache_bytes), self._full))
+                stack.enter_context(watched(path, self._config.cache_bytes, self._full))
             ends = _Ending(self._directory, self._config.stop_grace_s)
             while is_held(self._directory.run_lock):
                 if self._stopped():

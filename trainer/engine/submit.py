@@ -61,7 +61,7 @@ def push(
             workspace_root=workspace.workspace_root if workspace else None,
             external_dirs=workspace.external_dirs if workspace else (),
             exclude_dirs=workspace.exclude_dirs if workspace else (),
-            bytes_max=int(config.workspace_bytes),
+            bytes_max=config.workspace_bytes,
         )
         write_json(
             directory.packed,

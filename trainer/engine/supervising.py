@@ -10,7 +10,7 @@ from trainer.engine import places
 from trainer.engine.directory import JobDirectory
 from trainer.engine.locks import is_held
 from trainer.jobs.store import Store
-from trainer.scheduling import LocalMachine
+from trainer.scheduling import Gpu, LocalMachine, gpu_count
 
 # They outlive this process; until it ends it is their parent, and waits for none of them.
 _started: list["subprocess.Popen[bytes]"] = []
@@ -41,7 +41,9 @@ def sweep(config: TrainerConfig, store: Store, *, but: str = "") -> list[str]:
     Returns the jobs' ids. A job far back in the queue needs none yet.
     """
     revived = []
-    machine = LocalMachine(store, config.slots, ())
+    # Only the order matters here, not which GPU is of which kind.
+    gpus = [Gpu(index) for index in range(gpu_count(config.gpus))]
+    machine = LocalMachine(store, config.slots, gpus)
     for job in store.jobs(active=True):
         directory = JobDirectory(config.job_directory(job.id))
         if job.id != but and not is_held(directory.supervisor_lock) and machine.is_near(job):

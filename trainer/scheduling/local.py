@@ -12,10 +12,14 @@ _NEAR = 2
 
 
 class LocalMachine:
-    """A scheduler of one machine: its slots, and those of its GPUs that jobs may have."""
+    """A scheduler of one machine: its slots, and those of its GPUs that jobs may have.
 
-    def __init__(self, store: Store, slots: int, gpus: Sequence[Gpu]) -> None:
-        self._store, self._slots, self._gpus = store, slots, gpus
+    slots: None: one for each GPU, and one on a machine without
+    """
+
+    def __init__(self, store: Store, slots: int | None, gpus: Sequence[Gpu]) -> None:
+        self._store, self._gpus = store, gpus
+        self._slots = slots or max(1, len(gpus))
 
     def check(self, gpus: int, gpu_kind: str) -> None:
         fitting = [gpu for gpu in self._gpus if gpu.is_a(gpu_kind)]
