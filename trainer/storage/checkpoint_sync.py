@@ -31,6 +31,8 @@ from trainer.storage.errors import StoreAwayError, StoreError
 # What the store says will not pass is tried this often at the job's end: credentials may just be changing.
 _LASTING_FAILURES_MAX = 4
 _SHOWN_MAX = 5
+# Work that can fail beside the files', by names that no file has.
+_LOOKING, _RECORD, _STORE_RECORD = "//directory", "//record", "//record in the store"
 # For a thread that the store keeps waiting; it is a daemon.
 _CLOSE_S = 1.0
 
@@ -85,6 +87,7 @@ class _Shared:
 
     up: what the store has, by path; todo: what it has not; nameless: what can have no key
     uploading: paths on their way. One version of a path at a time: the older one must not arrive last.
+    failing: paths, and other work, whose last try failed
     """
 
     up: dict[str, FileRecord] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class _Shared:
     closed: bool = False
     looked_after_end: bool = False
     published: bool = False
-    failing: bool = False
+    failing: set[str] = field(default_factory=set)
     record_why: str = ""
     record_failures: int = 0
     record_lasting: int = 0
@@ -221,6 +224,7 @@ class CheckpointSync:
                 shared.dirty = True
         for path in [path for path in shared.todo if path not in found]:
             del shared.todo[path]  # deleted, or renamed
+            shared.failing.discard(path)
             shared.dirty = True
         shared.looked_after_end |= after_end
         self._changed.notify_all()
@@ -286,7 +290,7 @@ class CheckpointSync:
         try:
             found = {each.path: each.version for each in files_below(self._directory)}
         except OSError as error:
-            self._fail(f"looking through {self._directory}: {error.strerror}")
+            self._failed(_LOOKING, f"looking through {self._directory}: {error.strerror}")
             return
         finally:
             with self._changed:
@@ -295,6 +299,7 @@ class CheckpointSync:
                     self._next_look_s = time.monotonic() + self._config.every_s
         with self._changed:
             self._note(found, time.monotonic(), after_end=ended)
+        self._succeeded(_LOOKING)
 
     def _submit(self) -> None:
         with self._changed:
@@ -319,7 +324,9 @@ class CheckpointSync:
         try:
             write_local(self._local, record)
         except OSError as error:
-            self._fail(f"writing {self._local}: {error.strerror}")  # the store's record goes on
+            self._failed(_RECORD, f"writing {self._local}: {error.strerror}")  # the store's goes on
+        else:
+            self._succeeded(_RECORD)
         try:
             self._store.put(record_key(self._job_id, self._rank), encoded(record))
         except StoreError as error:
@@ -329,20 +336,31 @@ class CheckpointSync:
                 shared.record_lasting = 0 if isinstance(error, StoreAwayError) else shared.record_lasting + 1
                 self._next_publish_s = time.monotonic() + self._pause_s(shared.record_failures)
                 self._changed.notify_all()
-            self._fail(str(error))
+            self._failed(_STORE_RECORD, str(error))
             return
+        self._succeeded(_STORE_RECORD)
         with self._changed:
             shared.record_failures = shared.record_lasting = 0
             shared.published = record.ended
             self._next_publish_s = time.monotonic() + self._config.every_s
             self._changed.notify_all()
 
-    def _fail(self, why: str) -> None:
-        """Say the first of several failures in a row."""
+    def _failed(self, what: str, why: str) -> None:
+        """Say it, unless something fails already."""
         with self._changed:
-            first, self._shared.failing = not self._shared.failing, True
+            first = not self._shared.failing
+            self._shared.failing.add(what)
         if first:
             self._say(f"checkpoints: {why}; trying again until it succeeds")
+
+    def _succeeded(self, what: str) -> None:
+        """Say it, if that was the last thing that failed."""
+        with self._changed:
+            was = bool(self._shared.failing)
+            self._shared.failing.discard(what)
+            all_well = was and not self._shared.failing
+        if all_well:
+            self._say(f"checkpoints: uploads to {self._store.name} go on")
 
     # ---- the threads that upload ----------------------------------------------------------------
 
@@ -355,9 +373,9 @@ class CheckpointSync:
                 with self._changed:
                     each.since_s = time.monotonic()
             except (StoreError, OSError) as error:
-                self._put_off(each, error)
+                self._put_off(path, each, error)
             except Exception as error:  # whatever a filesystem of fsspec's raises: the others go on
-                self._put_off(each, StoreError(f"uploading {path}: {type(error).__name__}"))
+                self._put_off(path, each, StoreError(f"uploading {path}: {type(error).__name__}"))
             else:
                 self._is_up(path, each, digest)
             finally:
@@ -368,13 +386,13 @@ class CheckpointSync:
     def _is_closed(self) -> bool:
         return self._shared.closed
 
-    def _put_off(self, each: _File, error: Exception) -> None:
+    def _put_off(self, path: str, each: _File, error: Exception) -> None:
         with self._changed:
             each.why = str(error)
             each.failures += 1
             each.lasting = 0 if isinstance(error, StoreAwayError) else each.lasting + 1
             each.next_s = time.monotonic() + self._pause_s(each.failures)
-        self._fail(str(error))
+        self._failed(path, str(error))
 
     def _is_up(self, path: str, each: _File, digest: str) -> None:
         now = version_of(self._directory / path)
@@ -386,9 +404,7 @@ class CheckpointSync:
                 del shared.todo[path]
                 shared.up[path] = FileRecord(version.size, version.mtime_ns, digest)
             shared.dirty = True
-            again, shared.failing = shared.failing, False
-        if again:
-            self._say(f"checkpoints: uploads to {self._store.name} go on")
+        self._succeeded(path)
 
 
 @contextmanager
