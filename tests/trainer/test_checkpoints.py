@@ -20,8 +20,9 @@ from tests.storage.disks import Disks, fill_up
 from tests.trainer.confined import ROOT, WAIT_S, needs_root
 from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened
 from trainer.errors import ConfigError
-from trainer.storage import checkpoints
+from trainer.storage import checkpoint_sync, checkpoints
 from trainer.storage.checkpoint_directory import DirectoryStore
+from trainer.storage.checkpoint_files import has_leases
 from trainer.storage.checkpoint_records import FileRecord, SyncRecord, encoded, read_local, record_key
 from trainer.storage.checkpoint_store import CheckpointStore, Stop, StoreConfig, open_checkpoint_store
 from trainer.storage.checkpoint_sync import SyncConfig, open_checkpoint_sync
@@ -142,6 +143,19 @@ def test_what_is_replaced_goes_up_again_and_what_is_deleted_stays(place: Place) 
         "checkpoint-2/model": b"two",
     }
     assert dict(place.listed())["checkpoint-2"] == "COMPLETED"
+
+
+def test_where_there_are_no_leases_a_quiet_file_is_finished(
+    local: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has_leases(local.directory)
+    assert not has_leases(Path("/proc"))
+    # As NFS does it: it never has one to give.
+    monkeypatch.setattr(checkpoint_sync, "is_being_written", lambda path: True)
+    monkeypatch.setattr(checkpoint_sync, "has_leases", lambda directory: has_leases(Path("/proc")))
+    local.write(a__model=b"a")
+    with local.sync():
+        until(lambda: local.up() == {"a/model": b"a"}, "the file")
 
 
 def test_a_hidden_draft_is_no_checkpoint_until_it_has_its_name(place: Place) -> None:

@@ -60,22 +60,41 @@ def version_of(path: Path) -> Version | None:
     return Version(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def has_leases(directory: Path) -> bool:
+    """Say whether is_being_written can tell anything here: a network's filesystem may refuse every lease.
+
+    Tried with a file that has no name.
+    """
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    return not _has_writer(reader)
+
+
 def is_being_written(path: Path) -> bool:
-    """Say whether some process has the file open for writing, as far as its filesystem can tell.
+    """Say whether some process has the file open for writing; only where has_leases.
 
     The kernel gives a read lease only on a file that nobody has open so (fcntl(2), F_SETLEASE).
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return _has_writer(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
         return True
+
+
+def _has_writer(fd: int) -> bool:
     try:
         # Who opens it for writing in the moment we have the lease has us told; SIGIO, the default, would end us.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
-        return error.errno == errno.EAGAIN  # else there are no leases here: its being unchanged has to do
+        return error.errno == errno.EAGAIN  # else it is another user's: its being unchanged has to do
     finally:
         os.close(fd)
     return False

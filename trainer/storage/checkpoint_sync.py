@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.storage.checkpoint_files import Version, files_below, is_being_written, version_of
+from trainer.storage.checkpoint_files import Version, files_below, has_leases, is_being_written, version_of
 from trainer.storage.checkpoint_records import (
     FileRecord,
     State,
@@ -259,6 +259,7 @@ class CheckpointSync:
 
     def _follow(self) -> None:
         self._ask_store()
+        leases = has_leases(self._directory)
         while True:
             with self._changed:
                 if self._shared.closed:
@@ -270,7 +271,7 @@ class CheckpointSync:
                     self._changed.wait(min(0.05, every_s) if ended else self._next_look_s - time.monotonic())
             if time.monotonic() >= self._next_look_s:
                 self._look(ended=ended)
-            self._submit()
+            self._submit(leases=leases)
             self._publish()
 
     def _ask_store(self) -> None:
@@ -301,11 +302,11 @@ class CheckpointSync:
             self._note(found, time.monotonic(), after_end=ended)
         self._succeeded(_LOOKING)
 
-    def _submit(self) -> None:
+    def _submit(self, *, leases: bool) -> None:
         with self._changed:
             due, ended = self._due(time.monotonic()), self._shared.ended
         for path, each in due:
-            if not ended and is_being_written(self._directory / path):
+            if leases and not ended and is_being_written(self._directory / path):
                 continue
             with self._changed:
                 self._shared.uploading.add(path)
