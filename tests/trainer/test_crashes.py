@@ -1,5 +1,8 @@
 """Killed at every step: the next command finds the job and goes on, or ends it and says honestly why."""
 
+import contextlib
+import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -100,3 +103,54 @@ def test_a_push_killed_anywhere_is_a_job_or_nothing(home: Home, step: str) -> No
 
 def test_every_step_is_killed_at() -> None:
     assert {*PUSH, *SUPERVISOR, *_BEFORE, *_AFTER, *_ENDED} == {*STEPS}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_killed_whenever_every_job_ends_and_runs_at_most_once(home: Home, seed: int) -> None:
+    dice = random.Random(seed)
+    home.configure(slots=2)
+    ran = home.node.place / "ran"
+    config = home.config(
+        f"cat {home.node.m}/w/config.json && echo $BT_TRAINING_JOB_ID >> {ran} && sleep 2",
+        "echo saved > $BT_CHECKPOINT_DIR/one",
+        weights=[{"source": "hf://acme/tiny", "mount_location": f"{home.node.m}/w"}],
+        runtime="checkpointing_config=d.CheckpointingConfig(enabled=True),",
+    )
+    jobs = [home.push(config) for _ in range(6)]
+    kinds = [*["trainer.engine.supervisor"] * 6, "trainer.engine.runner", "trainer.engine.inside", "bdnfs"]
+    until_s = time.monotonic() + 40
+    while time.monotonic() < until_s and not all(home.job(job).state.final for job in jobs):
+        victims = home.processes(dice.choice(kinds))
+        if victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(dice.choice(victims), signal.SIGKILL)
+        if dice.random() < 0.3:
+            home.run("view")
+    for job in jobs:
+        found = ends(home, job)
+        assert found.state in (State.COMPLETED, State.FAILED, State.DEPLOY_FAILED), home.all_about(job)
+        assert found.state is State.COMPLETED or found.error, home.all_about(job)
+        if found.state is State.COMPLETED:
+            assert [each["state"] for each in home.checkpoints(job)] == ["COMPLETED"], home.all_about(job)
+    lines = ran.read_text().split() if ran.exists() else []
+    assert len(lines) == len(set(lines))
+    assert {job for job in jobs if home.job(job).state is State.COMPLETED} <= set(lines)
+    home.run("view")
+    home.node.run("status")  # bdnfs takes away what a killed `bdnfs run` left
+    for job in jobs:
+        clean(home, job)
+    assert not home.node.m.exists()
+
+
+@pytest.mark.long
+def test_a_runner_that_was_stopped_is_ended_all_the_same(home: Home) -> None:
+    home.configure(stop_grace=0.2)
+    job = home.push(home.config("echo up; sleep 600"))
+    home.says(job, "up")
+    (runner,) = home.processes("trainer.engine.runner")
+    os.kill(runner, signal.SIGSTOP)
+    home.run("stop", job)
+    assert home.job(job).state is State.STOPPED
+    clean(home, job)

@@ -110,6 +110,17 @@ def test_with_a_mirror_the_bytes_go_there_first_and_to_the_node_when_it_has_its_
     assert hub.bytes_sent == TINY_BYTES
 
 
+def test_with_upstream_down_a_job_runs_on_what_was_seen_last(home: Home, hub: HubServer) -> None:
+    config = home.config(f"cat {home.node.m}/w/config.json", weights=[weights(home)])
+    home.completes(config)
+    hub.stop()
+    job = home.completes(config)
+    assert TINY["config.json"].decode().strip() in home.log(job)
+    assert any("what was seen last is used" in line for line in home.log(job))
+    other = home.config("true", weights=[weights(home, "acme/big")])
+    assert "acme/big" in home.job(home.push(other, "--tail", code=10)).error
+
+
 def test_two_jobs_with_the_same_path_and_other_sources_run_side_by_side(home: Home) -> None:
     files = home.node.place
     # Each waits for the other: they can only end if they run at once.

@@ -22,11 +22,12 @@ _OWN = "bdnfs: "
 
 
 class DeliveryError(TrainerError):
-    """`bdnfs` could not do it; the message is its own, and so is the exit code."""
+    """`bdnfs` could not do it; the message is its own, and so is the exit code. killed: by a signal, not by us."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.killed = exit_code < 0
+        self.exit_code = 128 - exit_code if exit_code < 0 else exit_code
 
 
 class StopRequestedError(Exception):
@@ -74,9 +75,8 @@ def call(
         process.stdout.close()
         process.stderr.close()
     if process.returncode:
-        raise DeliveryError(
-            error or f"bdnfs ended with exit code {process.returncode}", abs(process.returncode)
-        )
+        name = f"was killed by signal {-process.returncode}" if process.returncode < 0 else "failed"
+        raise DeliveryError(error or f"`bdnfs {command[4]}` {name}", process.returncode)
     return out
 
 

@@ -50,7 +50,9 @@ def _environment(plan: RunPlan) -> dict[str, str]:
 
     Raises JobSecretError where one is not to be had any more.
     """
-    found = {**os.environ, **plan.variables}
+    # A job may push another: what its own variables say is not true of that one.
+    found = {name: value for name, value in os.environ.items() if not name.startswith("BT_")}
+    found |= plan.variables
     if plan.secret_variables:
         import bdnfs  # late: most jobs need none, and it takes a while
 

@@ -43,8 +43,9 @@ _SWEEP_S = 5.0
 _NOTE_S = 1.0
 # What runs inside ends itself after the grace; this is for one that can't.
 _MARGIN_S = 30.0
-# `bdnfs` says so with this code when a snapshot was evicted after it had been made whole.
-_NOT_WHOLE, _DEPLOYS_MAX = 5, 3
+# The exit code of `bdnfs` where upstream gives no usable answer; offline, where something is not on the node.
+_UPSTREAM = 5
+_DEPLOYS_MAX, _CALLS_MAX = 3, 3
 _RUN_END_S = 120.0
 _RECORD_S = 60.0
 _LAST_LINES = 10
@@ -166,7 +167,14 @@ class Life:
                 self._store.moved(self._id, phase, now.total_bytes, now.tier_bytes)
 
         command = bdnfs_command(*words, "--progress", "json", config=self._config.bdnfs_config)
-        out = call(command, stopped=self._stopped, say=self._log.say, moved=moved)
+        for again in range(_CALLS_MAX):
+            try:
+                out = call(command, stopped=self._stopped, say=self._log.say, moved=moved)
+                break
+            except DeliveryError as error:
+                if not error.killed or again == _CALLS_MAX - 1:
+                    raise
+                self._log.say(f"{error}; it goes on where that was")
         if last.total_bytes:
             self._store.moved(self._id, phase, last.total_bytes, last.tier_bytes)
         return out
@@ -214,14 +222,31 @@ class Life:
             return
         spec = str(self._directory.spec)
         if not self._directory.spec_lock.exists():
-            self._call("resolving", "lock", spec)
+            with self._if_upstream_answers():
+                self._call("resolving", "lock", spec)
         reach("created:resolved")
         config = bdnfs.load_config(_text(self._config.bdnfs_config), os.environ)
-        if config.mirror is None:
+        mirrored = False
+        if config.mirror is not None:
+            with self._if_upstream_answers():
+                self._call("mirroring", "mirror", spec)
+                mirrored = True
+        if not mirrored:
             self._call("filling", "prefetch", spec)
-        else:
-            self._call("mirroring", "mirror", spec)
         reach("created:whole")
+
+    @contextlib.contextmanager
+    def _if_upstream_answers(self) -> Iterator[None]:
+        """Go on where upstream gives no answer: what was seen last may be here, or in the mirror.
+
+        If it is not, `bdnfs prefetch` says what is wrong.
+        """
+        try:
+            yield
+        except DeliveryError as error:
+            if error.exit_code != _UPSTREAM:
+                raise
+            self._log.say(f"{error}; what was seen last is used, if it is here or in the mirror")
 
     def _write_spec(self) -> bool:
         """Write the spec of the job's weights, the checkpoints to load among them; say whether there are any."""
@@ -374,7 +399,7 @@ class Life:
         self._check_stop()
         found = read_json(self._directory.exit)
         self._deploys += 1
-        if (found is None or found["code"] == _NOT_WHOLE) and self._deploys < _DEPLOYS_MAX:
+        if (found is None or found["code"] == _UPSTREAM) and self._deploys < _DEPLOYS_MAX:
             self._log.say(
                 "nothing of the job has begun; it is deployed again, what is missing is fetched first"
             )
