@@ -88,6 +88,14 @@ def test_stopped_while_it_runs_and_deaf_to_that(home: Home) -> None:
     gone(home, job)
 
 
+def test_a_job_that_prints_without_end_can_be_stopped(home: Home) -> None:
+    job = home.push(home.config("echo up; yes"))
+    home.says(job, "up")
+    home.run("stop", job)
+    assert home.job(job).state is State.STOPPED
+    gone(home, job)
+
+
 def test_a_job_that_is_stopped_saves_its_work_first(home: Home) -> None:
     saved = home.node.place / "saved"
     script = (

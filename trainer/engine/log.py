@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 LINE_BYTES_MAX = 64 << 10
+# A job that prints without end must not fill its neighbours' disk.
+LOG_BYTES_MAX = 1 << 30
 _OWN = "trainer: "
 
 
@@ -22,29 +24,41 @@ def stamp(at_s: float) -> str:
 
 
 class Log:
-    """Appends to a log."""
+    """Appends to a log. bytes_max: what others print is left out where the log is larger than that."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bytes_max: int | None = None) -> None:
+        self._bytes_max, self._full = bytes_max, False
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._lost = 0
+        self._lost, self._torn = 0, False
 
     def close(self) -> None:
         os.close(self._fd)
 
     def say(self, text: str) -> None:
         """Add a line of the trainer's own."""
-        self.add([f"{_OWN}{line}".encode() for line in text.splitlines()])
+        self._write([f"{_OWN}{line}".encode() for line in text.splitlines()])
 
     def add(self, lines: Iterable[bytes]) -> None:
         """Add lines, stamped with now. Those that can't be written are counted, and the count is written later."""
+        if self._bytes_max is not None and os.fstat(self._fd).st_size > self._bytes_max:
+            if not self._full:
+                self._full = True
+                self.say(f"the log has reached {self._bytes_max:,} bytes; what follows is not kept")
+            return
+        self._write(lines)
+
+    def _write(self, lines: Iterable[bytes]) -> None:
         now = stamp(time.time()).encode()
         listed = list(lines)
         data = b"".join(now + b" " + line + b"\n" for line in listed)
         if self._lost:
-            data = now + f" {_OWN}{self._lost} lines could not be written here\n".encode() + data
+            data = b"%s %s%d lines could not be written here\n" % (now, _OWN.encode(), self._lost) + data
+        data = b"\n" * self._torn + data
         try:
             while data:
-                data = data[os.write(self._fd, data) :]
+                count = os.write(self._fd, data)
+                self._torn = data[count - 1 : count] != b"\n"
+                data = data[count:]
             self._lost = 0
         except OSError:
             self._lost += len(listed)

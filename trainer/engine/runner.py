@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from trainer.engine.directory import JobDirectory, keep_room, write_json
-from trainer.engine.log import Lines, Log
+from trainer.engine.log import LOG_BYTES_MAX, Lines, Log
 from trainer.engine.namespace import bind, unshare_mounts
 from trainer.engine.places import making
 from trainer.engine.plan import RunPlan
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     write_json(directory.run, vars(identity) if identity else {})
     keep_room(directory.room, _ROOM_BYTES)
     reach("runner:locked")
-    log = Log(directory.log)
+    log = Log(directory.log, LOG_BYTES_MAX)
     try:
         plan = RunPlan.read(directory.plan)
         _make_places(plan)
@@ -108,8 +108,7 @@ def _run(plan: RunPlan, directory: JobDirectory, lock: int, log: Log, stop: _Sto
             data = os.read(reader, 1 << 16)
             log.add(lines.feed(data))
             open_ = bool(data)
-            continue
-        if not open_:
+        elif not open_:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
         if stop.at_s is not None:
