@@ -76,7 +76,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64K", "small", place], check=True, timeout=60)
     yield place
-    subprocess.run(["umount", place], check=True, timeout=60)
+    subprocess.run(["umount", "-l", place], check=True, timeout=60)
 
 
 def test_lines_lost_to_a_full_disk_are_counted_where_they_are_missing(small_disk: Path) -> None:
