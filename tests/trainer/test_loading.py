@@ -187,7 +187,7 @@ def test_a_second_name_counts(tmp_path: Path) -> None:
         ),
         (
             "from truss_train import Runtime\nRuntime(environment_variables={'A': 5})\n",
-            "config.py:2: Runtime.environment_variables: input should be a valid string, found the int 5",
+            "config.py:2: Runtime.environment_variables.A: input should be a valid string, found the int 5",
         ),
         (
             "from truss_train import WeightsSource\nWeightsSource(source='s3://b/x@y', mount_location='/m')\n",

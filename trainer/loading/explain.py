@@ -4,7 +4,7 @@ import os
 import re
 import traceback
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -77,14 +77,20 @@ def _unknown(module: str, name: str) -> str | None:
 
 def _fields(error: ValidationError) -> list[str]:
     """One text for each field that is wrong: where, what is expected, never the value, which may be a secret."""
-    told: dict[str, str] = {}  # of a union's several complaints the first is enough
-    for each in error.errors(include_url=False, include_input=True, include_context=False):
-        steps = [str(step) for step in each["loc"]]
-        where = ".".join([error.title, *steps[:1]])
-        told.setdefault(where if each["type"] != "extra_forbidden" else ".".join([error.title, *steps]), "")
-        key = where if each["type"] != "extra_forbidden" else ".".join([error.title, *steps])
-        told[key] = told[key] or _field(error.title, each)
+    told: dict[str, str] = {}
+    for each in error.errors(include_url=False, include_context=False):
+        # A union complains once for each of its members, under their names: the first will do.
+        depth = len(each["loc"]) if each["type"] == "extra_forbidden" else _depth(error.title, each["loc"])
+        where = ".".join([error.title, *map(str, each["loc"][:depth])])
+        told.setdefault(where, _field(error.title, each))
     return [f"{where}: {what}" for where, what in told.items()]
+
+
+def _depth(title: str, steps: tuple[int | str, ...]) -> int:
+    """Return how many of the steps to what is wrong are the user's: a field, and what in its list or dict."""
+    model: Any = getattr(definitions, title, None)
+    field = model.model_fields.get(steps[0]) if model is not None and steps else None
+    return 2 if field is not None and get_origin(field.annotation) in (list, dict) else 1
 
 
 def _field(title: str, found: Any) -> str:
