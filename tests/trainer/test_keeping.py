@@ -80,6 +80,25 @@ def test_a_job_whose_store_can_not_be_written_says_what_is_missing_and_keeps_it(
     assert str(kept.parent.parent) in found.error
 
 
+def test_the_slot_is_free_while_checkpoints_wait_for_a_store_that_is_full(home: Home) -> None:
+    store = home.node.place / "store"
+    store.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64K", "store", store], check=True, timeout=60)
+    try:
+        home.configure(slots=1, checkpoints=str(store))
+        save = home.config("head -c 1M /dev/urandom > $BT_CHECKPOINT_DIR/one", runtime=CHECKPOINTS)
+        job = home.push(save)
+        until(lambda: "syncing" in home.phases(job), "the sync", WAIT_S)
+        home.completes(home.config("true"))
+        assert home.job(job).state is State.RUNNING
+        subprocess.run(["mount", "-o", "remount,size=64M", store], check=True, timeout=60)
+        home.reaches(job, State.COMPLETED)
+        assert [each["state"] for each in home.checkpoints(job)] == ["COMPLETED"]
+    finally:
+        home.end()
+        subprocess.run(["umount", "-l", store], check=True, timeout=60)
+
+
 def test_the_training_cache_is_kept_shown_and_goes_with_its_project(home: Home) -> None:
     runtime = f"cache_config=d.CacheConfig(enabled=True, mount_base_path={str(home.node.place / 'base')!r}),"
     config = home.config("mkdir $BT_RW_CACHE_DIR/user_artifacts/d; head -c 5000 /dev/zero > $BT_PROJECT_CACHE_DIR/d/f",

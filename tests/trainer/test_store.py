@@ -153,6 +153,28 @@ def test_a_newer_or_broken_store_is_named(tmp_path: Path) -> None:
         Store(broken)
 
 
+def test_an_older_store_is_brought_up_to_date_with_its_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "trainer.sqlite"
+    database = sqlite3.connect(path)
+    database.executescript(MIGRATIONS[0])
+    database.execute("INSERT INTO projects VALUES ('p', 'name', '', 1.0)")
+    database.execute(
+        "INSERT INTO jobs (id, project_id, name, state, definition, gpus, gpu_kind, priority, retry_count,"
+        " availability, notes, created_s, updated_s)"
+        " VALUES ('j', 'p', 'n', 'RUNNING', '{}', 0, '', 0, 0, 'dedicated', '[]', 1.0, 1.0)"
+    )
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
+    database.close()
+    with Store(path) as store:
+        assert store.job("j").released_s is None
+        store.release("j", "syncing")
+        assert store.job("j").released_s is not None
+        assert store.queue() == ([], [])  # its slot is free
+    with Store(path) as store:
+        assert store.job("j").state is State.RUNNING
+
+
 def test_many_writers_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "trainer.sqlite"
     code = (

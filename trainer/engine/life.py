@@ -428,7 +428,7 @@ class Life:
                     ends.press()
                 time.sleep(POLL_S)
             with self._if_there_is_room():
-                self._store.begin(self._id, "clearing" if sync is None else "syncing")
+                self._store.release(self._id, "clearing" if sync is None else "syncing")
             reach("ending:exited")
             if sync is not None:
                 self._finish(sync)

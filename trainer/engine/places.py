@@ -50,7 +50,7 @@ def making(locations: Iterable[str]) -> Iterator[None]:
 
 def give_back() -> None:
     """Remove whatever was made and is mounted on by nobody now; what is not empty stays, and is kept in mind."""
-    if not (registry() / "made.json").exists():
+    if not _made():
         return
     with _held():
         made = _made()

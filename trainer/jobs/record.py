@@ -58,8 +58,8 @@ class Job:
     stop_requested_s: when a user asked for its end, None if nobody has
     error:            why it ended as it did, for people; "" while all is well
     exit_code:        of its start commands, 128 + n for signal n; None where they never ended
+    released_s:       since when its slot and GPUs are others', because its commands have ended; None before that
     sync:             of its checkpoints: "", SYNCING, COMPLETED or FAILED
-    deleted_s:        its project was deleted then
     """
 
     id: str
@@ -83,6 +83,7 @@ class Job:
     error: str
     exit_code: int | None
     sync: str
+    released_s: float | None = None
 
 
 # In the order of a job's life; whether compute (a slot, GPUs) is held in it.
@@ -95,8 +96,8 @@ PHASES = {
     "fetching": True,
     "preparing": True,
     "running": True,
-    "syncing": True,
-    "clearing": True,
+    "syncing": False,
+    "clearing": False,
 }
 
 

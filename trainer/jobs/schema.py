@@ -45,4 +45,5 @@ MIGRATIONS = (
         PRIMARY KEY (job_id, name)
     ) STRICT;
     """,
+    "ALTER TABLE jobs ADD COLUMN released_s REAL;",
 )

@@ -9,7 +9,7 @@ class State(StrEnum):
     PENDING:       recorded, nothing done yet
     CREATED:       its weights are resolved and mirrored (or brought to the node); it holds no slot and no GPU
     DEPLOYING:     it has its slot; what is still missing on the node comes, its places are made
-    RUNNING:       everything is whole and mounted; its start commands run
+    RUNNING:       everything is whole and mounted; its start commands run, and then its last checkpoints go up
     COMPLETED:     they ended well, and its checkpoints are where they belong
     FAILED:        they did not, or it was lost while it ran
     DEPLOY_FAILED: it ended before its start commands began
@@ -33,7 +33,7 @@ class State(StrEnum):
 
     @property
     def holds_compute(self) -> bool:
-        """Whether a job in this state has a slot, and its GPUs."""
+        """Whether a job in this state has a slot, and its GPUs, as long as its commands have not ended."""
         return self in (State.DEPLOYING, State.RUNNING)
 
 

@@ -244,7 +244,7 @@ class Store:
             for job in jobs
             if job.state is State.CREATED and job.ready_s is not None and job.stop_requested_s is None
         ]
-        return waiting, [job for job in jobs if job.state.holds_compute]
+        return waiting, [job for job in jobs if job.state.holds_compute and job.released_s is None]
 
     def ready(self, job_id: str) -> None:
         """Say that a job waits for its slot from now on."""
@@ -252,6 +252,15 @@ class Store:
         with self._writing():
             self._db.execute("UPDATE jobs SET ready_s = coalesce(ready_s, ?) WHERE id = ?", (now, job_id))
             self._begin(job_id, "queued", now)
+
+    def release(self, job_id: str, phase: str) -> None:
+        """Say that the job's commands have ended: its slot and GPUs are free, while phase goes on."""
+        now = time.time()
+        with self._writing():
+            self._db.execute(
+                "UPDATE jobs SET released_s = coalesce(released_s, ?) WHERE id = ?", (now, job_id)
+            )
+            self._begin(job_id, phase, now)
 
     def ask_to_stop(self, job_id: str) -> State:
         """Ask for a job's end; return the state it is in. One that has ended stays as it is."""
