@@ -38,7 +38,10 @@ def test_weights_are_found_by_their_name_without_a_network(home: Home) -> None:
 
 def test_a_job_sees_its_own_processes_alone(home: Home) -> None:
     job = home.completes(
-        home.config("echo pids $(ls /proc | grep -c ^[0-9]); echo first $(cat /proc/1/comm)")
+        home.config(
+            "echo pids $(ls /proc | grep -c ^[0-9]); echo first $(cat /proc/1/comm)",
+            "! ls -l /proc/self/fd | grep run.lock",
+        )
     )
     (count,) = [int(line.split()[1]) for line in home.log(job) if line.startswith("pids")]
     assert count < 10

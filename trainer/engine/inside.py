@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     """Run the start commands; return their exit code, 128 + n for signal n."""
     if not die_with_parent(os.getppid()):
         return 1
+    _keep_descriptors()
     try:
         plan = RunPlan.read(Path(argv[1]))
         for index, location in enumerate(plan.writable):
@@ -43,6 +44,14 @@ def main(argv: list[str]) -> int:
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def _keep_descriptors() -> None:
+    """Hand none of this process's files on to the start commands: the run's lock is among them."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # that of the listing itself
+                os.set_inheritable(int(name), False)
 
 
 def _environment(plan: RunPlan) -> dict[str, str]:
