@@ -124,7 +124,7 @@ def test_gpus_that_are_not_there(home: Home) -> None:
         (('"/app/tiny"', '"/app/tiny/../.."'), "holds '..'"),
         (('mount_location="/app/big"', 'mount_location="/app/tiny/big"'), "lies inside"),
         (('mount_location="/app/big"', 'mount_location="/app/tiny"'), "is there twice"),
-        (("[]", 'd.LoopsCheckpoint.from_checkpoint("r", "c", "t"),'), "Loops"),
+        (("[]", 'd.LoopsCheckpoint.from_checkpoint("r", "c"),'), "Loops"),
         (('"/root/.cache"', '"relative"'), "mount_base_path 'relative'"),
     ],
 )  # fmt: skip

@@ -50,7 +50,7 @@ FIELDS: dict[type[BaseModel], dict[str, Any]] = {
     },
     d.LoadCheckpointConfig: {
         "enabled": False,
-        "checkpoints": [d.BasetenCheckpoint.from_latest_checkpoint()],
+        "checkpoints": [d.BasetenLatestCheckpoint()],
         "download_folder": "/tmp/loaded_checkpoints",
     },
     d.SecretReference: {"name": ...},
@@ -108,7 +108,7 @@ def test_the_interactive_session() -> None:
         lambda: d.Runtime(enable_cache=True, cache_config=d.CacheConfig(enabled=True)),
         lambda: d.CheckpointingConfig(enabled=1),
         lambda: d.TrainingProject(name="p", job=d.TrainingJob(image=IMAGE), team="t"),
-        lambda: d.BasetenCheckpoint.from_latest_checkpoint(project_name="p", job_id="j"),
+        lambda: d.LoopsCheckpoint.from_checkpoint("r", "c", "elsewhere"),  # type: ignore[arg-type]
         lambda: d.DockerAuth(auth_method=d.DockerAuthType.AWS_IAM, registry="r"),
         lambda: d.DockerAuth(
             auth_method=d.DockerAuthType.AWS_IAM,
@@ -133,6 +133,15 @@ def test_an_accelerator_may_be_written_as_a_text(text: str) -> None:
 def test_an_accelerator_that_is_none(text: str) -> None:
     with pytest.raises(ValidationError):
         d.Compute(accelerator=text)  # type: ignore[arg-type]
+
+
+def test_whose_latest_checkpoint() -> None:
+    latest = d.BasetenCheckpoint.from_latest_checkpoint
+    assert latest("p") == latest(project_name="p") == d.BasetenLatestCheckpoint(project_name="p")
+    assert latest(project_name="p", job_id="j").job_id == "j"
+    with pytest.raises(ValueError, match="needs project_name or job_id"):
+        latest()
+    assert d.LoopsCheckpoint.from_checkpoint("r", "c").target == "trainer"
 
 
 def test_all_accelerators() -> None:

@@ -53,9 +53,7 @@ def test_a_checkpoint_that_is_not_there_is_named_before_the_job_has_a_slot(home:
     found = home.job(job)
     assert found.state is State.DEPLOY_FAILED
     assert "nosuchjob" in found.error
-    first = home.config(
-        "true", name="fresh", runtime=loading(home, "d.BasetenCheckpoint.from_latest_checkpoint()")
-    )
+    first = home.config("true", name="fresh", runtime=loading(home, "*d.LoadCheckpointConfig().checkpoints"))
     assert "no earlier job" in home.job(home.push(first, "--tail", code=10)).error
 
 

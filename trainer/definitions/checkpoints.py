@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trainer.definitions.base import Exact
 
@@ -18,17 +18,14 @@ class CheckpointingConfig(Exact):
 
 
 class BasetenLatestCheckpoint(Exact):
-    """The newest checkpoint of a job, or of a project's newest job that has one; neither: of this project."""
+    """The newest checkpoint of a job, or of a project's newest job that has one; neither: of this project.
+
+    With both it is the job's: a job belongs to one project.
+    """
 
     typ: Literal["baseten_latest_checkpoint"] = "baseten_latest_checkpoint"
-    project_name: str | None = None
     job_id: str | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "BasetenLatestCheckpoint":
-        if self.project_name is not None and self.job_id is not None:
-            raise ValueError("give project_name or job_id, not both: a job belongs to one project")
-        return self
+    project_name: str | None = None
 
 
 class BasetenNamedCheckpoint(Exact):
@@ -46,11 +43,19 @@ class BasetenCheckpoint:
     def from_latest_checkpoint(
         project_name: str | None = None, job_id: str | None = None
     ) -> BasetenLatestCheckpoint:
+        """Return the newest of a project's or a job's; raise ValueError where neither is named."""
+        if project_name is None and job_id is None:
+            raise ValueError(
+                "from_latest_checkpoint needs project_name or job_id: whose newest checkpoint is it?"
+            )
         return BasetenLatestCheckpoint(project_name=project_name, job_id=job_id)
 
     @staticmethod
     def from_named_checkpoint(checkpoint_name: str, job_id: str) -> BasetenNamedCheckpoint:
         return BasetenNamedCheckpoint(checkpoint_name=checkpoint_name, job_id=job_id)
+
+
+LoopsTarget = Literal["trainer", "sampler"]
 
 
 class LoopsCheckpoint(Exact):
@@ -59,10 +64,12 @@ class LoopsCheckpoint(Exact):
     typ: Literal["loops_checkpoint"] = "loops_checkpoint"
     run_id: str
     checkpoint_name: str
-    target: str
+    target: LoopsTarget = "trainer"
 
     @classmethod
-    def from_checkpoint(cls, run_id: str, checkpoint_name: str, target: str) -> "LoopsCheckpoint":
+    def from_checkpoint(
+        cls, run_id: str, checkpoint_name: str, target: LoopsTarget = "trainer"
+    ) -> "LoopsCheckpoint":
         return cls(run_id=run_id, checkpoint_name=checkpoint_name, target=target)
 
 

@@ -44,7 +44,7 @@ class GCPOIDCDockerAuth(Exact):
     """A service account of Google Cloud, shown an OIDC token."""
 
     service_account: str
-    workload_id_provider: str
+    workload_identity_provider: str
 
 
 class GCPServiceAccountJSONDockerAuth(Exact):

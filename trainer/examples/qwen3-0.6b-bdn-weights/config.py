@@ -37,6 +37,11 @@ if dataset:
         )
     )
 
+resume = None
+if resume_from:
+    newest = definitions.BasetenCheckpoint.from_latest_checkpoint(job_id=resume_from)
+    resume = definitions.LoadCheckpointConfig(enabled=True, checkpoints=[newest])
+
 project = definitions.TrainingProject(
     name="qwen3-0.6b",
     job=definitions.TrainingJob(
@@ -51,10 +56,7 @@ project = definitions.TrainingProject(
             start_commands=["python train.py"],
             environment_variables={"MODEL": MODEL, "DATA": DATA if dataset else "sample.jsonl"},
             checkpointing_config=definitions.CheckpointingConfig(enabled=True),
-            load_checkpoint_config=definitions.LoadCheckpointConfig(
-                enabled=resume_from is not None,
-                checkpoints=[definitions.BasetenCheckpoint.from_latest_checkpoint(job_id=resume_from)],
-            ),
+            load_checkpoint_config=resume,
         ),
         weights=weights,
     ),
