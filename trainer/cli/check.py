@@ -1,14 +1,11 @@
 """check."""
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import click
 
 from trainer.cli.options import override_options, take_overrides
-
-if TYPE_CHECKING:
-    from trainer.jobs.store import Store
 
 
 @click.command(short_help="Validate a config and print the resolved job; submit nothing.")
@@ -48,7 +45,7 @@ def check(config: str, no_gpu_check: bool, **options: Any) -> None:
 
 
 def _gpus(compute: Any, limit: int | None, *, checked: bool) -> dict[str, Any]:
-    from trainer.scheduling import LocalMachine, machine_gpus
+    from trainer.scheduling.gpus import check_gpus, machine_gpus
 
     spec = compute.accelerator
     count, kind = (
@@ -56,6 +53,5 @@ def _gpus(compute: Any, limit: int | None, *, checked: bool) -> dict[str, Any]:
     )
     found = machine_gpus(limit)
     if checked:
-        # Its store is for turns: a check makes no home to keep one in.
-        LocalMachine(cast("Store", None), 1, found).check(count, kind)
+        check_gpus(found, count, kind)
     return {"wanted": count, "kind": kind or None, "here": [gpu.name for gpu in found], "checked": checked}

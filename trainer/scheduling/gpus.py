@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.errors import NoGpuError
+
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 _TIMEOUT_S = 30.0
 
@@ -47,6 +49,16 @@ def gpu_count(limit: int | None = None) -> int:
         return len(os.listdir(_DRIVER))
     except OSError:
         return len(_from_smi())
+
+
+def check_gpus(here: Sequence[Gpu], wanted: int, kind: str) -> None:
+    """Raise NoGpuError where there are fewer than `wanted` GPUs of a kind; naming those that are here."""
+    if sum(gpu.is_a(kind) for gpu in here) < wanted:
+        found = ", ".join(f"{gpu.name or 'a GPU'} ({gpu.index})" for gpu in here) or "none"
+        raise NoGpuError(
+            f"the job asks for {wanted} × {kind or 'GPU'}; this machine's GPUs: {found}. Ask for others with "
+            "`--accelerator`, or give `--no-gpu-check` to run on what there is"
+        )
 
 
 def _from_smi() -> tuple[Gpu, ...]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from trainer.errors import NoGpuError
 from trainer.jobs.record import Job
 from trainer.jobs.store import Store
-from trainer.scheduling.gpus import Gpu
+from trainer.scheduling.gpus import Gpu, check_gpus
 
 # Of the jobs that wait, so many beyond the slots have a process that waits.
 _NEAR = 2
@@ -22,14 +21,7 @@ class LocalMachine:
         self._slots = slots or max(1, len(gpus))
 
     def check(self, gpus: int, gpu_kind: str) -> None:
-        fitting = [gpu for gpu in self._gpus if gpu.is_a(gpu_kind)]
-        if len(fitting) < gpus:
-            wanted = f"{gpus} × {gpu_kind or 'GPU'}"
-            found = ", ".join(f"{gpu.name or 'a GPU'} ({gpu.index})" for gpu in self._gpus) or "none"
-            raise NoGpuError(
-                f"the job asks for {wanted}; this machine's GPUs: {found}. Ask for others with `--accelerator`, "
-                "or give `--no-gpu-check` to run on what there is"
-            )
+        check_gpus(self._gpus, gpus, gpu_kind)
 
     def acquire(self, job: Job) -> bool:
         def turn(waiting: list[Job], holding: list[Job]) -> dict[str, tuple[int, ...]]:
