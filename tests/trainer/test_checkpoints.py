@@ -34,7 +34,7 @@ from trainer.storage.checkpoints import (
     list_checkpoints,
     load_sources,
 )
-from trainer.storage.errors import DamagedError, NoCheckpointError, StoreError
+from trainer.storage.errors import DamagedError, NoCheckpointError, StoreAwayError, StoreError
 
 JOB = "job-1"
 SOON = SyncConfig(quiet_s=0.05, every_s=0.02, pause_s=0.02, pause_max_s=0.2)
@@ -316,7 +316,11 @@ def test_a_store_that_hangs_does_not_keep_the_job_from_ending(tmp_path: Path) ->
         name = source = "s3://models/hanging"
 
         def __getattr__(self, call: str) -> Callable[..., object]:
-            return lambda *_: hang.wait()
+            return self._hang
+
+        def _hang(self, *_: object) -> object:
+            hang.wait()
+            raise StoreAwayError("late")
 
     place = Place(tmp_path, Hanging())  # type: ignore[arg-type]
     place.write(a__model=b"a")
@@ -327,8 +331,13 @@ def test_a_store_that_hangs_does_not_keep_the_job_from_ending(tmp_path: Path) ->
             report = sync.finish(0.3)
         assert report.state == "SYNCING"
         assert report.missing
+        said = list(place.said)
     finally:
         hang.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint"):
+            thread.join(WAIT_S)
+    assert place.said == said, "who comes back late says nothing: the log is closed by now"
 
 
 # ---- crashes and full disks --------------------------------------------------------------------

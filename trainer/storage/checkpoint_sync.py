@@ -53,7 +53,8 @@ class CheckpointSync:
         self._changed = threading.Condition()
         self._backlog = Backlog(job_id, rank, config)
         self._failing: set[str] = set()
-        self._closed = False
+        self._closed = self._silent = False
+        self._saying = threading.Lock()
         self._next_look_s = 0.0
         self._queue: queue.SimpleQueue[tuple[str, Pending] | None] = queue.SimpleQueue()
         known = read_local(record)
@@ -79,6 +80,9 @@ class CheckpointSync:
         deadline_s = time.monotonic() + _CLOSE_S
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
+        # The log may be closed from here on, and its descriptor be another file's.
+        with self._saying:
+            self._silent = True
 
     def finish(self, timeout_s: float | None = None) -> SyncReport:
         """After the job's last process: every file there is is finished. Upload what is missing; wait for it.
@@ -220,7 +224,7 @@ class CheckpointSync:
             first = not self._failing
             self._failing.add(what)
         if first:
-            self._say(f"checkpoints: {why}; trying again until it succeeds")
+            self._tell(f"checkpoints: {why}; trying again until it succeeds")
 
     def _succeeded(self, what: str) -> None:
         """Say it, if that was the last thing that failed."""
@@ -229,7 +233,12 @@ class CheckpointSync:
             self._failing.discard(what)
             all_well = was and not self._failing
         if all_well:
-            self._say(f"checkpoints: uploads to {self._store.name} go on")
+            self._tell(f"checkpoints: uploads to {self._store.name} go on")
+
+    def _tell(self, line: str) -> None:
+        with self._saying:
+            if not self._silent:
+                self._say(line)
 
 
 @contextmanager
@@ -247,7 +256,7 @@ def open_checkpoint_sync(
 
     record: the job's local record, e.g. home/checkpoints/<job>.json: written by this, read by
             list_checkpoints; what a crashed run had uploaded is not uploaded again
-    say:    gets lines for the job's log (uploads failing, and again succeeding), from a thread
+    say:    gets lines for the job's log (uploads failing, and again succeeding), from a thread; none after the block
     Leaving without finish() stops uploading, for a crash or a stop that doesn't want to wait; nothing is lost
     locally. Files deleted by the job stay in the store; links are not uploaded. Raises ConfigError for a bad id.
     """
