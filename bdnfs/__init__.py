@@ -9,7 +9,18 @@ with bdnfs.mount("hf://Qwen/Qwen3-0.6B@main", "/app/models/qwen") as m:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bdnfs.api import Mount, MountedSource, load_config, mount, plan, prefetch, unmount
+    from bdnfs.api import (
+        DeclaredSource,
+        Mount,
+        MountedSource,
+        declared,
+        load_config,
+        mount,
+        plan,
+        prefetch,
+        read_secret,
+        unmount,
+    )
     from bdnfs.core.errors import (
         BdnfsError,
         CacheError,
@@ -25,7 +36,18 @@ if TYPE_CHECKING:
         UpstreamError,
     )
 
-_API = ("Mount", "MountedSource", "load_config", "mount", "plan", "prefetch", "unmount")
+_API = (
+    "DeclaredSource",
+    "Mount",
+    "MountedSource",
+    "declared",
+    "load_config",
+    "mount",
+    "plan",
+    "prefetch",
+    "read_secret",
+    "unmount",
+)
 _ERRORS = (
     "BdnfsError",
     "CacheError",
@@ -47,6 +69,7 @@ __all__ = [
     "ChangedError",
     "CredentialsError",
     "DeadlineError",
+    "DeclaredSource",
     "IntegrityError",
     "Mount",
     "MountError",
@@ -56,10 +79,12 @@ __all__ = [
     "SpecError",
     "UnavailableError",
     "UpstreamError",
+    "declared",
     "load_config",
     "mount",
     "plan",
     "prefetch",
+    "read_secret",
     "unmount",
 ]
 

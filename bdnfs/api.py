@@ -1,4 +1,4 @@
-"""The Python API: the commands `mount`, `prefetch`, `plan` and `unmount` as functions."""
+"""The Python API: the commands `mount`, `prefetch`, `plan` and `unmount` as functions, and what they read."""
 
 import os
 import warnings
@@ -19,10 +19,31 @@ from bdnfs.session.planning import plan as make_plan
 from bdnfs.session.records import prepared_layout
 from bdnfs.session.unmounting import clear_dead, unmount_at
 from bdnfs.spec.config import Config, load_config
-from bdnfs.spec.load import Placed, load_spec, place
+from bdnfs.spec.load import Placed, load_spec, parse_spec, place
 from bdnfs.spec.lock import lock_path, read_lock
+from bdnfs.spec.secret import read_secret as secret_named
 
-__all__ = ["Mount", "MountedSource", "PlannedSource", "load_config", "mount", "plan", "prefetch", "unmount"]
+__all__ = [
+    "DeclaredSource",
+    "Mount",
+    "MountedSource",
+    "PlannedSource",
+    "declared",
+    "load_config",
+    "mount",
+    "plan",
+    "prefetch",
+    "read_secret",
+    "unmount",
+]
+
+
+class DeclaredSource(msgspec.Struct, frozen=True):
+    """One source of a spec, read and checked. secret: the name of the one it is read with, if it is."""
+
+    source: str
+    mount_location: str
+    secret: str | None
 
 
 class MountedSource(msgspec.Struct, frozen=True):
@@ -85,13 +106,16 @@ def mount(
     offline: bool = False,
     refresh: bool = False,
     timeout_s: float | None = None,
+    hf_cache: str | os.PathLike[str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Mount:
     """Mount what spec (a file, or one source) declares, as `bdnfs mount` does; whole on return unless lazy.
 
+    hf_cache: a directory that shows the hf sources as a Hugging Face cache does, while they are mounted.
+
     Raises the classes of bdnfs.core.errors; upstream's warnings come as `warnings.warn`.
     """
-    from bdnfs.session.mounting import mount_parts
+    from bdnfs.session.mounting import mount_and_view
 
     placed, options, loaded = _read(
         spec,
@@ -107,7 +131,8 @@ def mount(
         parts = look(cache, loaded, placed, options, secrets, warnings.warn)
         try:
             top = None if mountpoint is None else os.path.abspath(mountpoint)
-            result = mount_parts(cache, loaded, parts, options, secrets, top, _unseen)
+            view = None if hf_cache is None else os.path.abspath(hf_cache)
+            result = mount_and_view(cache, loaded, parts, options, secrets, top, view, _unseen)
         finally:
             close(parts)
     sources = [MountedSource(item.source, item.revision, item.location) for item in result.mounts]
@@ -153,6 +178,32 @@ def plan(
         return make_plan(cache, loaded, placed, options, secrets, warnings.warn)
 
 
+def declared(
+    spec: str | os.PathLike[str] | Mapping[str, object], *, where: str = "the spec"
+) -> list[DeclaredSource]:
+    """Return what spec (a file, one source, or the content of a file) declares; nothing is asked of anybody.
+
+    Raises SpecError for whatever is wrong with it, also for locations that are equal or nested; `where`
+    names content that is no file.
+    """
+    found = (
+        parse_spec(spec, where) if isinstance(spec, Mapping) else load_spec(os.fspath(spec), cwd=os.getcwd())
+    )
+    return [DeclaredSource(each.source.text, each.mount_location, each.secret_name) for each in found.weights]
+
+
+def read_secret(
+    name: str, *, config: Config | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Return the secret called name as it is now: its file in the secrets directory, else the environment's.
+
+    Raises CredentialsError saying where it looked, SpecError for a name that can be none.
+    """
+    variables = _variables(environment)
+    loaded = config or load_config(None, variables)
+    return secret_named(loaded.secrets, name, variables).value
+
+
 def unmount(location: str, *, config: Config | None = None, force: bool = False) -> list[str]:
     """Unmount everything of bdnfs at or below location; return the locations."""
     loaded = config or load_config(None, os.environ)
@@ -172,6 +223,8 @@ def _read(
     loaded = config or load_config(None, _variables(environment))
     point = None if mountpoint is None else os.fspath(mountpoint)
     found = load_spec(os.fspath(spec), point, cwd=os.getcwd())
+    for line in found.warnings:
+        warnings.warn(line, stacklevel=3)
     lock = None if found.path is None else read_lock(lock_path(found.path))
     options = msgspec.structs.replace(options, lock=lock, offline=options.offline or loaded.offline)
     placed = as_written(found) if unplaced else place(found, point, root, cwd=os.getcwd())

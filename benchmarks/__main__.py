@@ -1,4 +1,4 @@
-"""python -m benchmarks hit-miss | gpu | mirror | cluster | serving | simulate: Markdown, or JSON with --json."""
+"""python -m benchmarks NAME: figures as Markdown, or as one JSON object with --json."""
 
 import json
 import signal
@@ -26,6 +26,13 @@ _json_option = click.option(
 
 
 def _options(command: F) -> F:
+    pairs = click.option(
+        "--pairs", type=click.IntRange(1), default=15, show_default=True, help="Pairs for a ratio."
+    )
+    return _place_options(pairs(command))
+
+
+def _place_options(command: F) -> F:
     for option in (
         click.option(
             "--directory",
@@ -34,9 +41,6 @@ def _options(command: F) -> F:
             help="Where the model is kept, shared with the quickstart. Default: .quickstart",
         ),
         _output_option,
-        click.option(
-            "--pairs", type=click.IntRange(1), default=15, show_default=True, help="Pairs for a ratio."
-        ),
         click.option("--small", is_flag=True, help="A model of 2.6 MB instead of 1.19 GB."),
         _json_option,
     ):
@@ -246,6 +250,43 @@ def simulate(
     table, name = simulation_table(found), f"simulate-{nodes}"
     write_report(found, output, name, table)
     simulation_plot(found, outcome, output / f"{name}.png")
+
+
+@main.command("storage")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="In each way and place."
+)
+@_place_options
+def storage(repeats: int, as_json: bool, small: bool, output: Path, directory: Path) -> None:
+    """Write and read 1 GiB (--small: 16 MiB): the node's disk, the training cache, a job's scratch."""
+    from benchmarks import storage as measuring
+    from benchmarks.report import write_report
+
+    found = measuring.storage(directory, small=small, repeats=repeats, say=_say)
+    table = measuring.storage_table(found)
+    write_report(found, output, "storage", table)
+    print(json.dumps(found) if as_json else table)
+
+
+@main.command("job")
+@click.option(
+    "--misses", type=click.IntRange(1), default=3, show_default=True, help="Runs, each from an empty cache."
+)
+@click.option(
+    "--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each other kind."
+)
+@click.option("--steps", type=click.IntRange(2), help="Of the training. Default: 3 on a CPU, 40 on a GPU.")
+@_place_options
+def job(
+    steps: int | None, pairs: int, misses: int, as_json: bool, small: bool, output: Path, directory: Path
+) -> None:
+    """The trainer's example job: cold, warm, downloading in the script, on local files."""
+    from benchmarks import job as measuring
+    from benchmarks.report import write_report
+
+    found = measuring.job(directory, small=small, pairs=pairs, misses=misses, steps=steps, say=_say)
+    table = measuring.job_table(found)
+    write_report(found, output, "job", table)
     print(json.dumps(found) if as_json else table)
 
 

@@ -45,6 +45,16 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def hf_cache_option(command: F) -> F:
+    return click.option(
+        "--hf-cache",
+        metavar="DIR",
+        type=click.Path(),
+        callback=lambda _context, _option, value: None if value is None else os.path.abspath(value),
+        help="Show the hf:// sources in DIR as a Hugging Face cache has them, for from_pretrained('org/name').",
+    )(command)
+
+
 def resolve_options(command: F) -> F:
     """What every command takes that goes from a spec to snapshots."""
     for option in reversed(
@@ -119,9 +129,10 @@ def read_call(
     if locked and options.lock is None:
         raise SpecError(f"{found.path or spec}: --locked needs a spec.lock beside the spec; run `bdnfs lock`")
     absolute = os.path.abspath(mountpoint) if mountpoint else None
-    return Call(
-        found, loaded, placed, options, read_secrets(placed, loaded, environment), absolute, Shower(progress)
-    )
+    secrets, shower = read_secrets(placed, loaded, environment), Shower(progress)
+    for line in found.warnings:
+        shower.warn(line)
+    return Call(found, loaded, placed, options, secrets, absolute, shower)
 
 
 def node_cache(config: Config) -> "Any":

@@ -9,6 +9,7 @@ import click
 from bdnfs.cli.arguments import (
     Duration,
     config_option,
+    hf_cache_option,
     json_option,
     node_cache,
     read_call,
@@ -25,14 +26,17 @@ from bdnfs.cli.progress import MODES, Shower
 @click.option(
     "--no-fill", is_flag=True, help="With --lazy: fetch only what is read, keep within the capacity."
 )
+@hf_cache_option
 @resolve_options
-def mount(spec: str, mountpoint: str | None, lazy: bool, no_fill: bool, **options: Any) -> None:
+def mount(
+    spec: str, mountpoint: str | None, lazy: bool, no_fill: bool, hf_cache: str | None, **options: Any
+) -> None:
     """Mount what SPEC (a spec.yaml, or one source such as hf://org/repo) declares.
 
     Readable at once; returns when everything is whole and native. MOUNTPOINT is where relative
     mount_locations go, or the one source.
     """
-    from bdnfs.session.mounting import mount_parts
+    from bdnfs.session.mounting import mount_and_view
     from bdnfs.session.parts import close, look
     from bdnfs.session.records import prepared_layout
     from bdnfs.session.unmounting import clear_dead
@@ -49,8 +53,15 @@ def mount(spec: str, mountpoint: str | None, lazy: bool, no_fill: bool, **option
         with node_cache(call.config) as cache:
             parts = look(cache, call.config, call.placed, call.options, call.secrets, call.shower.warn)
             try:
-                result = mount_parts(
-                    cache, call.config, parts, call.options, call.secrets, call.mountpoint, call.shower.show
+                result = mount_and_view(
+                    cache,
+                    call.config,
+                    parts,
+                    call.options,
+                    call.secrets,
+                    call.mountpoint,
+                    hf_cache,
+                    call.shower.show,
                 )
             finally:
                 close(parts)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from bdnfs.cli.arguments import Call, node_cache, read_call, resolve_options
+from bdnfs.cli.arguments import Call, hf_cache_option, node_cache, read_call, resolve_options
 
 
 class _RunCommand(click.Command):
@@ -22,15 +22,19 @@ class _RunCommand(click.Command):
 @click.command(cls=_RunCommand, short_help="Fill, bind in a namespace of its own, run a command.")
 @click.argument("spec")
 @click.argument("mountpoint", required=False)
+@hf_cache_option
 @resolve_options
 @click.pass_context
-def run(ctx: click.Context, /, spec: str, mountpoint: str | None, **options: Any) -> int:
+def run(
+    ctx: click.Context, /, spec: str, mountpoint: str | None, hf_cache: str | None, **options: Any
+) -> int:
     """Run a command with everything SPEC declares whole and bound, only for it.
 
     \b
         bdnfs run spec.yaml -- python train.py
 
-    Its exit code is the command's. Nothing is left behind.
+    Its exit code is the command's. Nothing is left behind. With --hf-cache it gets HF_HUB_CACHE, and
+    HF_HUB_OFFLINE=1 unless that is set already.
     """
     from bdnfs.session.running import run_command
 
@@ -43,7 +47,7 @@ def run(ctx: click.Context, /, spec: str, mountpoint: str | None, **options: Any
     with node_cache(call.config) as cache:
         parts = _whole(cache, call)
         try:
-            return run_command(cache.layout, parts, command)
+            return run_command(cache.layout, parts, command, hf_cache)
         finally:
             for part in parts:
                 part.close()

@@ -9,8 +9,9 @@ A container can't see them all: there the last PID namespace that mounted at a l
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,10 +19,13 @@ from bdnfs.cache.layout import Layout, read_file
 from bdnfs.cache.locks import lock_until, open_lock_file, try_lock, who_holds
 from bdnfs.core.errors import UNREADABLE, DeadlineError
 from bdnfs.core.steps import reach
-from bdnfs.fs.mountpoints import absent, prepare, restore
-from bdnfs.fs.mounts import mount_table, sees_every_process
+from bdnfs.fs.mountpoints import FUSE_FSTYPE, absent, prepare, restore
+from bdnfs.fs.mounts import Mount, mount_table, sees_every_process
 from bdnfs.session.interrupts import uninterrupted
 from bdnfs.session.records import AbsolutePath, location_file, standing
+
+if TYPE_CHECKING:
+    from bdnfs.session.hub_view import View
 
 _REGISTRY_TIMEOUT_S = 30.0
 
@@ -61,8 +65,8 @@ def give_back(layout: Layout, location: str) -> None:
         for path, known in _known(layout):
             if not is_below(location, known.location) or _is_mounted(known.location):
                 continue
-            others = {*known.users} - {_own_processes()}
-            if others and not sees_every_process():
+            others = _elsewhere(known.users)
+            if others:
                 _remember(layout, known.location, {*known.made}, others)
                 continue
             restore(list(known.made))
@@ -70,19 +74,47 @@ def give_back(layout: Layout, location: str) -> None:
             for _, heir in _known(layout):
                 theirs = {made for made in known.made if is_below(heir.location, made)}
                 _remember(layout, heir.location, theirs | set(heir.made), {*heir.users})
+        if _has_views(layout):
+            from bdnfs.session.hub_view import take_back_views
+
+            take_back_views(layout, location, _is_shown, _elsewhere)
+
+
+def show_views(layout: Layout, views: "Mapping[str, View]") -> None:
+    """Make the Hub-cache-shaped views of what is mounted at these locations, or will be at once.
+
+    They go as the directories do. Raises MountError as check_free and make_view do. The caller holds
+    the locations' locks.
+    """
+    from bdnfs.session.hub_view import check_free, make_view
+
+    with uninterrupted(), _registry(layout):
+        check_free(layout, views)
+        for location, view in views.items():
+            make_view(layout, location, view, _own_processes())
 
 
 def sweep(layout: Layout) -> None:
     """Give back what was made for locations where nothing is mounted, by commands that were killed."""
-    for _, known in list(_known(layout)):
-        if standing(known.location) is not None:
+    locations = {known.location for _, known in _known(layout)}
+    if _has_views(layout):
+        from bdnfs.session.hub_view import viewed
+
+        locations.update(viewed(layout))
+    for location in locations:
+        if standing(location) is not None:
             continue
-        fd = open_lock_file(location_file(layout, known.location, "lock"))
+        fd = open_lock_file(location_file(layout, location, "lock"))
         try:
             if try_lock(fd, exclusive=True):
-                give_back(layout, known.location)
+                give_back(layout, location)
         finally:
             os.close(fd)
+
+
+def _has_views(layout: Layout) -> bool:
+    """Say whether there is any view: few have one, and a hit then need not load what knows about them."""
+    return any(name.endswith(".hub") for name in os.listdir(layout.mounts))
 
 
 def _known(layout: Layout) -> Iterator[tuple[Path, MadeDirectories]]:
@@ -93,6 +125,11 @@ def _known(layout: Layout) -> Iterator[tuple[Path, MadeDirectories]]:
 
 def _own_processes() -> str:
     return os.readlink("/proc/self/ns/pid")
+
+
+def _elsewhere(users: Iterable[str]) -> set[str]:
+    """Return those of the PID namespaces whose mounts can't be seen from here."""
+    return set() if sees_every_process() else {*users} - {_own_processes()}
 
 
 def _made_for(layout: Layout, location: str) -> MadeDirectories:
@@ -137,6 +174,20 @@ def _registry(layout: Layout) -> Iterator[None]:
 
 def _is_mounted(location: str) -> bool:
     """Say whether location is a mountpoint in any mount namespace that can be read from here."""
+    return _any_mount(lambda mount: mount.mountpoint == location)
+
+
+def _is_shown(location: str) -> bool:
+    """Say the same, also of one FUSE session that holds several locations."""
+    return _any_mount(
+        lambda mount: (
+            mount.mountpoint == location
+            or (mount.fstype == FUSE_FSTYPE and is_below(location, mount.mountpoint))
+        )
+    )
+
+
+def _any_mount(fits: Callable[[Mount], bool]) -> bool:
     seen = set()
     for pid in os.listdir("/proc"):
         if not pid.isdigit():
@@ -146,7 +197,7 @@ def _is_mounted(location: str) -> bool:
             if namespace in seen:
                 continue
             seen.add(namespace)
-            if any(mount.mountpoint == location for mount in mount_table(pid)):
+            if any(fits(mount) for mount in mount_table(pid)):
                 return True
         except OSError:
             continue  # it ended, or is another user's

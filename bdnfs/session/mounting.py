@@ -14,7 +14,7 @@ from bdnfs.fs.mountpoints import ours
 from bdnfs.fs.mounts import bind, top_mount
 from bdnfs.session.control import connect
 from bdnfs.session.daemons import DaemonEndedError, ShowEvent, ended, follow, start_daemon
-from bdnfs.session.directories import give_back, make
+from bdnfs.session.directories import give_back, make, show_views
 from bdnfs.session.interrupts import uninterrupted
 from bdnfs.session.keeper import kept
 from bdnfs.session.options import Options
@@ -29,7 +29,7 @@ from bdnfs.session.records import (
     own_namespace,
     record_directories,
 )
-from bdnfs.session.unmounting import clear_dead, unbind
+from bdnfs.session.unmounting import clear_dead, unbind, unmount_at
 from bdnfs.spec.config import Config
 from bdnfs.spec.secret import Secrets
 
@@ -113,6 +113,35 @@ def _fill_first(
         )
     note = f"{problem}; so everything is fetched first, and shows once it is whole"
     return fill(cache, config, parts, options, secrets, show, notes=[note])
+
+
+def mount_and_view(
+    cache: NodeCache,
+    config: Config,
+    parts: Sequence[Part],
+    options: Options,
+    secrets: Secrets,
+    mountpoint: str | None,
+    hf_cache: str | None,
+    show: Callable[[View], None],
+) -> MountResult:
+    """Mount as mount_parts does, and show the Hub's repositories in the directory hf_cache (None: nowhere)."""
+    if hf_cache is None:
+        return mount_parts(cache, config, parts, options, secrets, mountpoint, show)
+    from bdnfs.session.hub_view import check_free, plan_views
+
+    views = plan_views(parts, hf_cache)
+    check_free(cache.layout, views)  # before the first byte
+    result = mount_parts(cache, config, parts, options, secrets, mountpoint, show)
+    try:
+        with location_locks(cache.layout, list(views), options.left_s(LOCATION_TIMEOUT_S)):
+            show_views(cache.layout, views)
+    except BaseException:
+        for mounted in result.mounts:
+            if mounted.location not in result.standing:
+                unmount_at(cache.layout, mounted.location, force=True)
+        raise
+    return result
 
 
 class _Undo(ExitStack):

@@ -11,17 +11,17 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from bdnfs.cache.jobs import job_here
 from bdnfs.cache.layout import Layout
 from bdnfs.core.errors import DeadlineError
-from bdnfs.session.directories import give_back, make
+from bdnfs.session.directories import give_back, make, show_views
 from bdnfs.session.interrupts import uninterrupted
 from bdnfs.session.keeper import kept
 from bdnfs.session.mounting import may_mount
@@ -30,18 +30,31 @@ from bdnfs.session.places import check_places
 from bdnfs.session.records import location_locks
 from bdnfs.session.runner import Binding, Start
 
+if TYPE_CHECKING:
+    from bdnfs.session.hub_view import View
+
 # A fresh interpreter on a loaded machine, and a few mounts.
 BEGIN_TIMEOUT_S = 120.0
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 
 
-def run_command(layout: Layout, parts: Sequence[Part], command: Sequence[str]) -> int:
+def run_command(
+    layout: Layout, parts: Sequence[Part], command: Sequence[str], hf_cache: str | None = None
+) -> int:
     """Run command with every part bound at its location; return its exit code (128 + n for signal n).
 
-    127 and 126 as a shell has them: not found, not executable. Raises MountError where a location
-    can't be used.
+    127 and 126 as a shell has them: not found, not executable. hf_cache: show the Hub's repositories
+    there, and have the command look there, asking no network unless HF_HUB_OFFLINE says otherwise.
+    Raises MountError where a location can't be used.
     """
+    views: Mapping[str, View] = {}
+    variables: dict[str, str] = {}
+    if hf_cache is not None:
+        from bdnfs.session.hub_view import plan_views
+
+        views = plan_views(parts, hf_cache)
+        variables = {"HF_HUB_CACHE": hf_cache, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     locations = [part.placed.location for part in parts]
     check_places(layout, locations)
     start = Start(
@@ -53,7 +66,7 @@ def run_command(layout: Layout, parts: Sequence[Part], command: Sequence[str]) -
     snapshots = [part.snapshot_id for part in parts if part.snapshot_id]
     try:
         with job_here(layout.root):  # a node that serves from this cache yields
-            return _run(layout, locations, snapshots, start)
+            return _run(layout, locations, views, snapshots, start, variables)
     except BaseException:
         _give_back(layout, locations)
         raise
@@ -65,7 +78,14 @@ def _give_back(layout: Layout, locations: Sequence[str]) -> None:
             give_back(layout, location)
 
 
-def _run(layout: Layout, locations: Sequence[str], snapshots: Sequence[str], start: Start) -> int:
+def _run(
+    layout: Layout,
+    locations: Sequence[str],
+    views: "Mapping[str, View]",
+    snapshots: Sequence[str],
+    start: Start,
+    variables: Mapping[str, str],
+) -> int:
     with ExitStack() as stack:
         # Until the command's mounts show, nobody may take the directories away.
         locks = stack.enter_context(ExitStack())
@@ -73,9 +93,11 @@ def _run(layout: Layout, locations: Sequence[str], snapshots: Sequence[str], sta
         locks.enter_context(location_locks(layout, locations, shared=True))
         for location in locations:
             make(layout, location)
+        if views:
+            show_views(layout, views)
         job, to_child = _pipe(stack)
         begun, from_child = _pipe(stack)
-        process = _start(job.fileno(), from_child.fileno())
+        process = _start(job.fileno(), from_child.fileno(), variables)
         stack.enter_context(_passing_signals_to(process))
         job.close()
         from_child.close()
@@ -95,12 +117,14 @@ def _run(layout: Layout, locations: Sequence[str], snapshots: Sequence[str], sta
     return 128 - code if code < 0 else code
 
 
-def _start(job: int, begun: int) -> "subprocess.Popen[bytes]":
+def _start(job: int, begun: int, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """Start the child, deaf to Ctrl-C until it becomes the command: its interpreter would make a traceback of it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "bdnfs.session.runner", str(job), str(begun)], pass_fds=(job, begun)
+            [sys.executable, "-m", "bdnfs.session.runner", str(job), str(begun)],
+            pass_fds=(job, begun),
+            env={**os.environ, **variables},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

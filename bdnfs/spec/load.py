@@ -27,7 +27,9 @@ _WEIGHTS_FIELDS = (
 
 
 def load_spec(given: str, mountpoint: str | None = None, *, cwd: str = "/") -> Spec:
-    """Return the spec that given names: one source (`scheme://…`), or the path of a YAML or JSON file.
+    """Return the spec that given names: one source (`scheme://…`), or the path of a file.
+
+    That is a spec in YAML or JSON, a truss config.yaml with weights, or a config.py of a training job.
 
     A source appears at mountpoint (made absolute against cwd), or at `.` if there is none, which
     `place` refuses. Raises SpecError, naming the place in the file, for whatever is wrong.
@@ -37,19 +39,29 @@ def load_spec(given: str, mountpoint: str | None = None, *, cwd: str = "/") -> S
         if location != ".":
             check_location(location, redacted(given))
         return Spec((Weights(parse_source(given), location),))
-    if given.endswith(".py"):
-        raise SpecError(
-            f"{given}: a Python config is not read as a spec yet; write its weights into a spec.yaml"
-        )
     path = os.path.join(cwd, given)
     if not os.path.lexists(path):
         hint = f"; a source needs its scheme: hf://{given}" if _looks_like_repo(given) else ""
         raise SpecError(
             f"can't read the spec {shown(given)}: no such file{hint or '; name a spec.yaml, or a source'}"
         )
-    document = read_document(path, "the spec")
+    document, warnings = _read(path)
     spec = parse_spec(document, os.path.basename(path))
-    return Spec(spec.weights, path)
+    return Spec(spec.weights, path, warnings)
+
+
+def _read(path: str) -> tuple[object, tuple[str, ...]]:
+    """Return a file's content as that of a spec, and warnings about it. Other programs' files: see foreign.py."""
+    if path.endswith(".py"):
+        from bdnfs.spec.foreign import python_weights
+
+        return python_weights(path)
+    document = read_document(path, "the spec")
+    if isinstance(document, Mapping) and document.keys() != {"weights"}:
+        from bdnfs.spec.foreign import truss_weights
+
+        document = truss_weights(document)
+    return document, ()
 
 
 def parse_spec(data: object, where: str) -> Spec:

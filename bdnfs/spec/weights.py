@@ -29,7 +29,12 @@ class Weights(msgspec.Struct, frozen=True):
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """All that one job declares; path is the file it was read from, None for a bare source."""
+    """All that one job declares.
+
+    path:     the file it was read from, None for a bare source
+    warnings: what that file's author should look at
+    """
 
     weights: tuple[Weights, ...]
     path: str | None = None
+    warnings: tuple[str, ...] = ()

@@ -61,9 +61,10 @@ def user(nodes: Callable[..., Node]) -> Node:
 
 
 def test_run_in_a_user_namespace(user: Node) -> None:
-    done = user.run(
-        "run", "hf://acme/tiny", user.m, "--", "sh", "-c", f"id -u; cat {user.m}/config.json; exit 3", code=3
-    )
+    view = user.place / "view"
+    read = "id -u; cat $HF_HUB_CACHE/models--acme--tiny/snapshots/*/config.json; exit 3"
+    done = user.run("run", "hf://acme/tiny", user.m, "--hf-cache", view, "--", "sh", "-c", read, code=3)
+    assert not view.exists()
     assert done.out == f"{USER}\n{TINY['config.json'].decode()}"
     user.clean()
     assert (user.cache / "trees").stat().st_uid == USER
@@ -78,12 +79,14 @@ def test_stage_needs_no_mount(user: Node) -> None:
 def test_mount_by_fusermount(user: Node) -> None:
     script = f"""
 set -e
-{" ".join(user.program)} mount hf://acme/tiny {user.m} --progress none
+{" ".join(user.program)} mount hf://acme/tiny {user.m} --progress none --hf-cache {user.place}/view
 cat {user.m}/config.json
+cmp {user.m}/config.json {user.place}/view/models--acme--tiny/snapshots/*/config.json
 {" ".join(user.program)} status
 {" ".join(user.program)} mount hf://acme/tiny {user.m} --progress none
 {" ".join(user.program)} unmount {user.m}
 ! test -e {user.m}
+! test -e {user.place}/view
 {" ".join(user.program)} status
 ! grep -q " {user.m} " /proc/self/mountinfo
 """

@@ -189,7 +189,7 @@ def test_a_password_in_a_spec_is_not_shown() -> None:
     [
         ("missing.yaml", "no such file; name a spec.yaml, or a source"),
         ("org/repo", "a source needs its scheme: hf://org/repo"),
-        ("config.py", "not read as a spec yet"),
+        ("config.py", "no such file"),
         (".", "it is a directory"),
         ("hg://x/y", "unknown scheme"),
         ("bdn:a/b", "no namespace's name"),
