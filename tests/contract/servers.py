@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import itertools
 import os
 import shutil
 import socket
@@ -26,13 +27,23 @@ from benchmarks.servers.hub import HubServer
 Files = Mapping[str, bytes]
 Placed = tuple[Origin, str | None, FileEntry]
 START_DEADLINE_S = 100.0
+_PORTS_EACH = 2000
+_numbers = itertools.count(os.getpid())
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of loopback that nobody listens on now, and that nobody else is about to.
+
+    Not one of those that Linux gives to connections (32768 on), and each pytest worker has its own: a server takes
+    seconds to start, and whoever listens there by then would be taken for it.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for _ in range(_PORTS_EACH):
+        port = 10_000 + worker % 10 * _PORTS_EACH + next(_numbers) % _PORTS_EACH
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("all ports of this worker are taken")
 
 
 @contextlib.contextmanager

@@ -215,6 +215,7 @@ def ingest_of(place: Path, source: Path, change: Callable[[], None]) -> tuple[Ve
 def test_what_changes_between_listing_and_reading_is_not_mirrored(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
+    (tmp_path / "mirror").mkdir()  # the change may be met before anything is put
     content = random.Random(3).randbytes(9 << 20)
     (source / "a.bin").write_bytes(content)
     (source / "b.bin").write_bytes(content[::-1])
