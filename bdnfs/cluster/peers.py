@@ -20,6 +20,7 @@ from bdnfs.core.errors import BdnfsError, CredentialsError, IntegrityError, Unav
 from bdnfs.spec.cluster import ClusterConfig
 
 REFRESH_S = 2.0
+_UNKNOWN_S = 0.25
 # Who is away may be back in seconds; who sends wrong bytes, or refuses us, will in a minute be no better.
 AWAY_S, AWAY_S_MAX, WRONG_S = 2.0, 30.0, 60.0
 # Without a sign of life for so long a peer is dead; longer, once that was wrong.
@@ -163,7 +164,8 @@ class Peers:
             async with trio.open_nursery() as self._pings:
                 self._pings.start_soon(self._tick)
                 while True:
-                    await trio.sleep(REFRESH_S)
+                    # A node that was too busy to answer the first time is not to cost seconds of the mirror.
+                    await trio.sleep(REFRESH_S if self._known is not None else _UNKNOWN_S)
                     for peer in self._away()[:_PINGED_MAX]:
                         self.ping(peer)
                     await self.refresh()

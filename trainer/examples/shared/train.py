@@ -159,10 +159,13 @@ def save(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, step: int
     if "BT_CHECKPOINT_DIR" not in os.environ:
         return
     place = Path(os.environ["BT_CHECKPOINT_DIR"], f"checkpoint-{step}")
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    torch.save(optimizer.state_dict(), place / "optimizer.pt")
-    (place / STATE).write_text(json.dumps({"step": step}))
+    # Hidden it is a draft, which is not uploaded: killed in here, the job leaves no half checkpoint behind.
+    draft = place.with_name(f".{place.name}")
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    torch.save(optimizer.state_dict(), draft / "optimizer.pt")
+    (draft / STATE).write_text(json.dumps({"step": step}))
+    draft.rename(place)
     say(checkpoint=place.name, step=step)
 
 
