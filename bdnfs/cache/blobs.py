@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,9 +51,12 @@ class Blob:
     The descriptor goes with the last reference: a thread that reads can't have its number taken
     from under it. `close` is for whoever has the only one. failed: a sync has failed, so what was
     written lately may never reach the disk.
+
+    The kernel tells of a write error once for each open of the file: `sync` has one for itself, which one thread at a
+    time uses, and `has_lost` another.
     """
 
-    fd = -1
+    fd = _asking_fd = -1
 
     def __init__(self, path: Path, blob_id: bytes, size: int, *, writable: bool, create: bool = True) -> None:
         """Open it, or make it where it is missing (writable and create).
@@ -66,9 +70,12 @@ class Blob:
         self.writable = writable
         self.failed = False
         self._lost_errno = errno.EIO
+        self._syncing, self._asking = threading.Lock(), threading.Lock()
         self.present = bytearray(chunk_count(size))
         self.fd = _open(path, size, writable, create and writable)
         status = os.fstat(self.fd)
+        if writable:  # before the first write, so that it sees every error
+            self._asking_fd = _open_again(self.fd, path)
         if status.st_uid != os.geteuid() or status.st_size != size:
             self.close()
             raise CacheError(
@@ -77,9 +84,10 @@ class Blob:
             )
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        for fd in (self.fd, self._asking_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._asking_fd = -1
 
     def __del__(self) -> None:
         self.close()
@@ -183,14 +191,21 @@ class Blob:
         What was lost reads as zeros once memory lets go of it, and no read says so: whoever reads what
         is not synced asks this afterwards. Takes a microsecond, and waits for nothing.
         """
-        if not self.failed:
-            # No page lies beyond the end: all that this looks at is the file's write error, which shows once.
-            beyond = ctypes.c_int64((self.size | 0xFFFFF) + 1)
-            failed = _libc.sync_file_range(self.fd, beyond, ctypes.c_int64(1), _WAIT_BEFORE) != 0
-            code = ctypes.get_errno()
-            if failed and code not in _NOT_ASKED:
-                self.failed, self._lost_errno = True, code
-        return self.failed
+        with self._asking:  # who asks second must not be told sooner that all is well
+            if not self.failed:
+                code = self._told_lost()
+                if code:
+                    self.failed, self._lost_errno = True, code
+            return self.failed
+
+    def _told_lost(self) -> int:
+        """Return the errno of a write that was lost since the last time, 0 for none."""
+        # No page lies beyond the end: all that this looks at is the file's write error.
+        beyond = ctypes.c_int64((self.size | 0xFFFFF) + 1)
+        fd = self._asking_fd if self._asking_fd >= 0 else self.fd
+        failed = _libc.sync_file_range(fd, beyond, ctypes.c_int64(1), _WAIT_BEFORE) != 0
+        code = ctypes.get_errno()
+        return code if failed and code not in _NOT_ASKED else 0
 
     def check_written(self) -> None:
         """Raise CacheError or SpaceError where something written has been lost."""
@@ -200,12 +215,13 @@ class Blob:
 
     def sync(self) -> None:
         """Bring every written byte to the disk; raise CacheError when that fails (it shows once)."""
-        self.check_written()
-        try:
-            os.fsync(self.fd)
-        except OSError as error:
-            self.failed, self._lost_errno = True, error.errno or errno.EIO
-            raise storage_error(self.path, "synced", error) from error
+        with self._syncing:
+            self.check_written()
+            try:
+                os.fsync(self.fd)
+            except OSError as error:
+                self.failed, self._lost_errno = True, error.errno or errno.EIO
+                raise storage_error(self.path, "synced", error) from error
 
     def settle(self) -> None:
         """Bring what a dead writer left to the disk, before anything is written here.
@@ -215,6 +231,7 @@ class Blob:
         """
         with suppress(OSError):
             os.fsync(self.fd)
+        self._told_lost()
 
     def seal(self) -> tuple[int, int]:
         """Make the file look as it does in every tree; return its inode and mtime_ns."""
@@ -225,6 +242,14 @@ class Blob:
         except OSError as error:
             raise storage_error(self.path, "sealed", error) from error
         return status.st_ino, status.st_mtime_ns
+
+
+def _open_again(fd: int, path: Path) -> int:
+    """Return another open of fd's very file, whatever is at its path by now."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise storage_error(path, "opened", error) from error
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

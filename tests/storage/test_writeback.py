@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from bdnfs.cache.blobs import Blob
 from bdnfs.core.errors import BdnfsError, CacheError, SpaceError
 from bdnfs.core.ranges import CHUNK_BYTES
 from benchmarks.servers.hub import HubServer
@@ -101,6 +102,31 @@ def test_a_fill_whose_bytes_do_not_reach_the_disk_fails_and_goes_on_later(
     thin.lose()
     thin.room_below()
     soon_goes_on(thin, hub, digests=digests)
+
+
+def test_a_sync_hears_of_an_error_that_somebody_else_asked_about_meanwhile(
+    thin: Thin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of a write error once for each descriptor: who else asks must have one of their own."""
+    thin.fill_below()
+    blob = Blob(thin.cache / "blobs" / "ab" / ("ab" * 32), b"\xab" * 32, CHUNK_BYTES, writable=True)
+    blob.write(0, memoryview(os.urandom(CHUNK_BYTES)))
+    fsync, asked = os.fsync, list[bool]()
+
+    def slow(fd: int) -> None:
+        subprocess.run(["sync", "-f", thin.disk.at], check=False, capture_output=True, timeout=60)
+        asked.append(blob.has_lost())
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with pytest.raises((CacheError, SpaceError), match="can't be synced"):
+        blob.sync()
+    assert asked == [True]
+    monkeypatch.undo()
+    with pytest.raises((CacheError, SpaceError), match="can't be synced"):
+        blob.sync()
+    blob.close()
+    thin.room_below()
 
 
 def test_what_a_dead_writer_left_in_memory_only_is_fetched_again(
