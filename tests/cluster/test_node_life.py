@@ -260,7 +260,9 @@ def test_serving_is_throttled_while_a_job_is_on(node: Serving) -> None:
     assert node.facts["serving"]["rate_bytes_s"] == 400_000_000
     with job_here(node.cache):
         until(lambda: node.facts["serving"]["state"] == "throttled", "serving to be throttled")
-        assert node.facts["serving"]["rate_bytes_s"] < 200_000_000
+        # What sending may cost is a part of this machine's CPUs, however much it could send.
+        cpus = len(os.sched_getaffinity(node.process.pid))
+        assert node.facts["serving"]["rate_bytes_s"] == min(100_000_000, 64 << 20, cpus * (8 << 20))
         policies = {os.sched_getscheduler(pid) for pid in [node.process.pid, *children(node.process.pid)]}
         # Who could not take it back stays at the lowest priority all the time instead.
         assert policies == {os.SCHED_IDLE if os.geteuid() == 0 else os.SCHED_OTHER}

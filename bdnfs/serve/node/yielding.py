@@ -1,5 +1,6 @@
 """The job on this node goes first: serving is slowed down or stops while one runs."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,9 @@ from bdnfs.core.units import MIB
 from bdnfs.serve.node.rate import Rate
 
 _LOOKS_EVERY_S = 0.5
-# While a job runs: a quarter of the cap, and no more than this: sending 64 MiB/s costs a few hundredths of a core.
-_PART, THROTTLED_BYTES_S = 4, 64 * MIB
+# While a job runs: a quarter of the cap, and no more than this in all and for each CPU. Sending 8 MiB/s costs a job
+# about half a hundredth of one CPU (`benchmarks serving`), what it loses in caches included.
+_PART, _THROTTLED_BYTES_S, _THROTTLED_CPU_BYTES_S = 4, 64 * MIB, 8 * MIB
 
 
 class Yielding:
@@ -43,6 +45,5 @@ class Yielding:
             await trio.sleep(_LOOKS_EVERY_S)
 
     def _throttled(self) -> int:
-        if self._serve_rate is None:
-            return THROTTLED_BYTES_S
-        return max(1, min(self._serve_rate // _PART, THROTTLED_BYTES_S))
+        at_most = min(_THROTTLED_BYTES_S, _THROTTLED_CPU_BYTES_S * len(os.sched_getaffinity(0)))
+        return at_most if self._serve_rate is None else max(1, min(self._serve_rate // _PART, at_most))
