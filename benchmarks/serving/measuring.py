@@ -27,21 +27,28 @@ _REPOSITORY, _LOOP = "local/serving", "benchmarks.serving.loop"
 _CHUNK_BYTES = 8 << 20
 _START_S = 60.0
 METHOD = {
+    "cpus": "the client, which stands for other machines, has the last CPU for itself; the node, nginx and the job "
+    "share the others",
     "rates": "one client on loopback, two connections kept open, whole chunks of 8 MiB from the page cache, read and "
     "thrown away; alternating pairs",
     "plain": "nginx with the settings that a node writes for its own, the same files, nothing asked",
     "node": "`bdnfs node` with nginx: the node checks each request, nginx sends",
     "without_nginx": "`bdnfs node --no-nginx`: the node sends itself",
-    "steps": "an MLP trained by torch on all CPUs, as the command of `bdnfs run`; alternating: nobody asks the node, "
-    "and a client asks it for bytes as fast as demand says, from SCHED_IDLE, for it stands for other machines",
+    "steps": "an MLP trained by torch on all of the job's CPUs, as the command of `bdnfs run`; alternating: a client "
+    "asks the node for bytes as fast as demand says, and the same client asks for as many of an nginx on its own CPU, "
+    "so that what differs is the node's work alone",
 }
 
 
 @dataclass(frozen=True)
 class _Place:
+    """paths: of the chunks, for the client; node_cpus, client_cpu: as taskset has them"""
+
     home: Path
     environment: dict[str, str]
     paths: Path
+    node_cpus: str
+    client_cpu: str
 
     @property
     def files(self) -> Path:
@@ -67,10 +74,12 @@ def serve(
     nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if nginx is None:
         raise BenchmarkError("there is no nginx to compare with; run scripts/setup, or apt-get install nginx")
+    if len(os.sched_getaffinity(0)) < 2:
+        raise BenchmarkError("a node and its peer on one CPU would measure each other; two CPUs are needed")
     rates: dict[str, list[float]] = {"plain": [], "node": [], "without_nginx": []}
     with ExitStack() as after:
         place = after.enter_context(_open_place(directory, size_bytes, while_job, say))
-        with _node(place) as url, _plain(place, nginx) as plain:
+        with _node(place) as url, _plain(place, nginx, place.node_cpus) as plain:
             _client(place, url, place.paths)  # everything is in its share then
             _link_files(place)
             for number in range(pairs):
@@ -82,8 +91,8 @@ def serve(
             say("rate without nginx")
             _client(place, url, place.paths)
             rates["without_nginx"].append(_rate(_client(place, url, place.paths, seconds)))
-        with _node(place) as url:
-            steps = _steps(place, url, pairs, seconds, demand_bytes, say)
+        with _node(place) as url, _plain(place, nginx, place.client_cpu) as plain:
+            steps = _steps(place, url, plain, pairs, seconds, demand_bytes, say)
     median = statistics.median
     return {
         "plain_bytes_per_s": median(rates["plain"]),
@@ -161,7 +170,8 @@ def _open_place(
         paths.write_text(
             json.dumps([[f"/v1/chunks/default/weights/{name}", _CHUNK_BYTES] for name in chunks])
         )
-        yield _Place(home, environment, paths)
+        *cpus, last = sorted(os.sched_getaffinity(0))
+        yield _Place(home, environment, paths, ",".join(map(str, cpus)), str(last))
 
 
 def _link_files(place: _Place) -> None:
@@ -188,7 +198,7 @@ def _node(place: _Place, *words: str) -> Iterator[str]:
     log = place.home / "node.log"
     with log.open("wb") as said:
         node = subprocess.Popen(
-            [*BDNFS, "node", *words],
+            ["taskset", "-c", place.node_cpus, *BDNFS, "node", *words],
             env=place.environment,
             stdin=subprocess.DEVNULL,
             stdout=said,
@@ -208,10 +218,10 @@ def _node(place: _Place, *words: str) -> Iterator[str]:
 
 
 @contextmanager
-def _plain(place: _Place, nginx: str) -> Iterator[str]:
-    """Run nginx alone, with what a node's own has."""
+def _plain(place: _Place, nginx: str, cpus: str) -> Iterator[str]:
+    """Run nginx alone, with what a node's own has, on these CPUs."""
     home, port = place.home / "plain", _free_port()
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     user = "user root root;" if os.geteuid() == 0 else ""
     (home / "nginx.conf").write_text(
         f"{user} daemon off; worker_processes {min(4, os.cpu_count() or 1)}; pid nginx.pid; error_log error.log crit;\n"
@@ -224,7 +234,7 @@ def _plain(place: _Place, nginx: str) -> Iterator[str]:
     log = home / "said"
     with log.open("wb") as said:
         child = subprocess.Popen(
-            [nginx, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "error.log"],
+            ["taskset", "-c", cpus, nginx, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "error.log"],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -238,12 +248,22 @@ def _plain(place: _Place, nginx: str) -> Iterator[str]:
 
 
 def _steps(
-    place: _Place, url: str, pairs: int, seconds: float, demand_bytes: float, say: Callable[[str], None]
+    place: _Place,
+    url: str,
+    plain: str,
+    pairs: int,
+    seconds: float,
+    demand_bytes: float,
+    say: Callable[[str], None],
 ) -> dict[str, list[float]]:
-    """Return steps per second of a job alone and while its node serves, and what was sent, period by period."""
+    """Return steps per second of a job alone and while its node serves, and what was sent, period by period.
+
+    plain: an nginx that costs the job's CPUs nothing, asked while the node is left alone
+    """
     found: dict[str, list[float]] = {"alone": [], "serving": [], "bytes_per_s": [], "refused": []}
     job = subprocess.Popen(
-        [*BDNFS, "run", "hf://local/tiny", str(place.home / "tiny"), "--", sys.executable, "-m", _LOOP],
+        ["taskset", "-c", place.node_cpus, *BDNFS, "run", "hf://local/tiny", str(place.home / "tiny"),
+         "--", sys.executable, "-m", _LOOP],
         cwd=ROOT,
         env=place.environment,
         stdin=subprocess.PIPE,
@@ -262,17 +282,18 @@ def _steps(
                 said = job.stderr.read() if job.stderr else ""
                 raise BenchmarkError(f"the training loop did not begin; it said:\n{said}")
             time.sleep(0.05)
-        time.sleep(1.0)
+        got = _rate(_client(place, url, place.paths, seconds, demand_bytes))
         for number in range(pairs):
             say(f"steps: {number + 1} of {pairs}")
             for name in ("alone", "serving") if number % 2 else ("serving", "alone"):
                 began_s = time.monotonic()
                 if name == "serving":
                     sent = _client(place, url, place.paths, seconds, demand_bytes)
-                    found["bytes_per_s"].append(_rate(sent))
+                    got = _rate(sent)
+                    found["bytes_per_s"].append(got)
                     found["refused"].append(sent["refused"])
                 else:
-                    time.sleep(seconds)
+                    _client(place, plain, _plain_paths(place), seconds, max(got, 1.0))
                 found[name].append(_steps_per_s(seen, began_s, began_s + seconds))
     finally:
         if job.stdin is not None:
@@ -306,11 +327,12 @@ def _steps_per_s(seen: list[tuple[float, int]], began_s: float, ended_s: float) 
 def _client(
     place: _Place, url: str, paths: Path, seconds: float | None = None, demand_bytes: float | None = None
 ) -> dict[str, float]:
-    words = [sys.executable, "-m", "benchmarks.serving.client", url, str(paths)]
+    words = ["taskset", "-c", place.client_cpu]
+    words += [sys.executable, "-m", "benchmarks.serving.client", url, str(paths)]
     if seconds is not None:
         words += ["--seconds", str(seconds)]
     if demand_bytes is not None:
-        words = ["chrt", "--idle", "0", *words, "--rate", str(demand_bytes)]
+        words += ["--rate", str(demand_bytes)]
     sent: dict[str, float] = json.loads(timed(words, place.environment).output)
     return sent
 

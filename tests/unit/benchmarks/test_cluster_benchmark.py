@@ -1,6 +1,9 @@
 """What the cluster benchmark and the simulation make of what they measured, and the simulation's own rules."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cluster.measuring import cluster_plot, cluster_table, result
-from benchmarks.cluster.place import Filled
+from benchmarks.cluster.place import Filled, all_ended
 from benchmarks.simulate.model import Cluster, _orders, _shared, simulate
 from benchmarks.simulate.report import simulation, simulation_plot, simulation_table
 
@@ -106,3 +109,22 @@ def test_the_report_of_a_simulation(tmp_path: Path) -> None:
     assert "in a random order" in simulation_table(figures)
     simulation_plot(figures, outcome, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+# Writes a piece once the one before it has been read.
+PIECES = """
+import array, fcntl, os, termios
+for piece in (b"who", b"le", b"\\n"):
+    os.write(1, piece)
+    left = array.array("i", [1])
+    while left[0]:
+        fcntl.ioctl(1, termios.FIONREAD, left)
+input()
+"""
+
+
+def test_a_line_that_comes_in_pieces_ends_a_run() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PIECES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert len(all_ended([process], [], time.monotonic())) == 1
