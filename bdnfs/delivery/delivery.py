@@ -160,7 +160,8 @@ class Delivery:
         whole = await trio.to_thread.run_sync(self._look, snapshot)
         if snapshot.waits and whole < len(snapshot.unique):
             await self._take_turn(snapshot)
-        if snapshot.cluster is not None and snapshot.cluster.is_asked:
+        # Also where nobody is known yet: this machine's node may be starting, and all of the fill be divided by then.
+        if snapshot.cluster is not None:
             await self._fill.together(snapshot.unique, snapshot.cluster)
         else:
             await self._fill.alone(snapshot.unique)

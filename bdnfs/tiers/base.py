@@ -35,11 +35,6 @@ class Tier(Protocol):
 class Cluster(Tier, Protocol):
     """A tier that many nodes are, each of which fills itself at the same time."""
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether there is anybody to ask now."""
-        ...
-
     async def bring(
         self,
         chunk: Chunk,

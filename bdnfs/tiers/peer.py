@@ -76,18 +76,13 @@ class PeerTier:
         order = self._order(owner, bytes.fromhex(name.digest), self._peers.ranking)
         return await Asking(name, order, into, self._peers, first, then).run()
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether there is anybody to ask."""
-        return self._peers.any
-
     async def arranged(self, chunks: Sequence[Chunk]) -> list[int]:
         """Return the places of chunks in the order in which to ask for them.
 
         One owner's chunks in one order, which is the same on all nodes, so that what the mirror sends to it is what all
         of them want of it next; but the owners in a random one, so that not all nodes ask the same one at once. In
         random order all through, eight nodes would take half as long again: most of their questions would be
-        waiting for chunks that no owner has yet.
+        waiting for chunks that no owner has yet. In a random one where no member is known.
         """
         order = list(range(len(chunks)))
         random.shuffle(order)

@@ -505,3 +505,37 @@ def test_what_a_node_shows_must_be_there(tmp_path: Path) -> None:
     paths = TlsConfig(*(str(tmp_path / name) for name in ("cert", "key", "ca")))
     with pytest.raises(SpecError, match=r"cluster\.tls"):
         Peers(ClusterConfig(port=free_port(), tls=paths), print)
+
+
+ALL_CHUNKS = [Chunk("rev", file, number) for file in FILES for number in range(file.chunks)]
+
+
+def test_one_owners_chunks_come_in_an_order_that_all_nodes_have(cluster: Callable[..., Cluster]) -> None:
+    made = cluster()
+
+    def by_owner(order: list[int]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for place in order:
+            found.setdefault(made.order(ALL_CHUNKS[place])[0].name, []).append(place)
+        return found
+
+    async def task(_: Cluster, tier: PeerTier, peers: Peers) -> None:
+        orders = [await tier.arranged(ALL_CHUNKS) for _ in range(20)]
+        assert all(sorted(order) == list(range(len(ALL_CHUNKS))) for order in orders)
+        assert all(by_owner(order) == by_owner(orders[0]) for order in orders)
+        # But not all of them ask the same owner first.
+        assert len({made.order(ALL_CHUNKS[order[0]])[0].name for order in orders}) > 1
+
+    made.run(task)
+
+
+def test_a_fill_that_knows_nobody_yet_is_ready_for_those_who_come(cluster: Callable[..., Cluster]) -> None:
+    made = cluster()
+    made.local.status = None
+
+    async def task(_: Cluster, tier: PeerTier, peers: Peers) -> None:
+        orders = [await tier.arranged(ALL_CHUNKS) for _ in range(5)]
+        assert all(sorted(order) == list(range(len(ALL_CHUNKS))) for order in orders)
+        assert len({tuple(order) for order in orders}) > 1
+
+    made.run(task)
