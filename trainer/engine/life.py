@@ -49,8 +49,8 @@ _DEPLOYS_MAX, _CALLS_MAX = 3, 3
 _RUN_END_S = 120.0
 _RECORD_S = 60.0
 _LAST_LINES = 10
-# How long one call for the rest of the checkpoints waits before it is asked again whether to stop.
-_SYNC_SLICE_S, _SYNC_AFTER_STOP_S = 5.0, 60.0
+# How long a job that was stopped waits for the rest of its checkpoints.
+_SYNC_AFTER_STOP_S = 60.0
 
 
 class FarBackError(Exception):
@@ -458,28 +458,18 @@ class Life:
 
     def _finish(self, sync: CheckpointSync) -> None:
         """Wait for the last checkpoints; a user who stops the job doesn't wait for ever."""
-        began_s = time.monotonic()
-        while True:
-            slice_s = time.monotonic()
-            report = sync.finish(_SYNC_SLICE_S)
-            hopeless = (
-                time.monotonic() < slice_s + 0.9 * _SYNC_SLICE_S
-            )  # it ended by itself: what failed will again
-            limit_s = self._config.checkpoint_wait_s
-            limit_s = min(limit_s, _SYNC_AFTER_STOP_S) if self._stopped() else limit_s
-            if report.state == "COMPLETED" or hopeless or time.monotonic() > began_s + limit_s:
-                break
+        limit_s = time.monotonic() + _SYNC_AFTER_STOP_S
+        report = sync.finish(
+            self._config.checkpoint_wait_s,
+            goes_on=lambda progress: time.monotonic() < limit_s or not self._stopped(),
+        )
         self._log.say(report.said)
         with self._if_there_is_room():
             self._store.note(self._id, sync=report.state)
         if report.state == "COMPLETED":
             remove_tree(self._directory.checkpoints)
         else:
-            path, why = report.missing[0]
-            self._unsynced = (
-                f"{len(report.missing)} files of its checkpoints are not in object storage, the first {path} ({why}); "
-                f"they are kept in {self._directory.checkpoints}"
-            )
+            self._unsynced = checkpointing.said_of_missing(self._id, self._directory, report)
 
     _unsynced = ""
 
