@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from bdnfs.cache.jobs import is_job_here
 from benchmarks.servers.hub import HubServer
 from tests.commands.conftest import BIG, BIG_BYTES, TINY
 from tests.commands.node import ROOT, TOKEN, until
@@ -31,6 +32,24 @@ def test_a_job_without_weights_completes_and_its_log_is_shown(home: Home) -> Non
     assert home.job(job).exit_code == 0
     assert not home.everything_of(job)
     assert home.run("logs", job).out == done.out
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_node_that_serves_knows_of_the_job(home: Home, hub: HubServer, weights: bool) -> None:
+    delivered = [{"source": "hf://acme/tiny", "mount_location": f"{home.node.m}/w"}] if weights else []
+    job = home.push(home.config("echo up; sleep 600", weights=delivered))
+    home.says(job, "up")
+    assert is_job_here(home.node.cache)
+    home.run("stop", job)
+    assert not is_job_here(home.node.cache)
+
+
+def test_a_job_without_weights_runs_though_there_can_be_no_cache(home: Home) -> None:
+    home.node.cache.touch()
+    job = home.completes(home.config("echo up"))
+    assert "up" in home.log(job)
+    assert any("does not yield to the job" in line for line in home.log(job))
+    home.node.cache.unlink()
 
 
 def test_weights_are_whole_read_only_and_gone_with_the_job(home: Home, hub: HubServer) -> None:
