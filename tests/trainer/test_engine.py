@@ -1,6 +1,7 @@
 """The life of a job, as its user sees it: from push to its end."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -165,6 +166,37 @@ def test_a_start_command_that_fails_is_named_with_its_code_and_last_lines(home: 
     assert "trainer: start command 2 of 3 ended with exit code 42" in done.out
     (shown,) = json.loads(home.run("view", "-o", "json").out)
     assert (shown["state"], "about to fail" in shown["error"]) == ("FAILED", True)
+
+
+PREFIX = """python -c 'import sys; print("python of", sys.prefix)'"""
+
+
+def test_python_is_the_one_of_ones_path_and_else_the_trainers(home: Home) -> None:
+    programs, own = home.node.place / "programs", home.node.place / "own"
+    for place in (programs, own):
+        place.mkdir()
+    for name in ("bash", "cat", "unshare", "mkfs.ext4"):
+        found = shutil.which(name)
+        assert found is not None
+        (programs / name).symlink_to(found)
+    pushed = home.run("push", home.config(PREFIX), PATH=str(programs), VIRTUAL_ENV="")
+    assert "your PATH's" not in pushed.err
+    job = pushed.out.partition("job ")[2].partition(" ")[0]
+    home.reaches(job, State.COMPLETED)
+    assert f"python of {sys.prefix}" in home.log(job)
+
+    (own / "python").write_text("#!/bin/sh\necho my own\n")
+    (own / "python").chmod(0o755)
+    pushed = home.run("push", home.config(PREFIX), PATH=f"{own}:{programs}", VIRTUAL_ENV="")
+    assert (
+        f"`python` in the start commands is {own}/python, your PATH's; this trainer runs with" in pushed.err
+    )
+    job = pushed.out.partition("job ")[2].partition(" ")[0]
+    home.reaches(job, State.COMPLETED)
+    assert "my own" in home.log(job)
+    chosen = home.run("push", home.config(PREFIX), PATH=f"{own}:{programs}", VIRTUAL_ENV=str(own))
+    assert "your PATH's" not in chosen.err
+    home.reaches(chosen.out.partition("job ")[2].partition(" ")[0], State.COMPLETED)
 
 
 def test_commands_share_one_shell_and_a_job_that_is_killed_fails(home: Home) -> None:
