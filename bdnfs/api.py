@@ -2,13 +2,15 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from bdnfs.cache.jobs import job_here as job_at
 from bdnfs.cache.node import open_node_cache
 from bdnfs.core.progress import View
 from bdnfs.session.elsewhere import scanner
@@ -29,6 +31,7 @@ __all__ = [
     "MountedSource",
     "PlannedSource",
     "declared",
+    "job_here",
     "load_config",
     "mount",
     "plan",
@@ -202,6 +205,17 @@ def read_secret(
     variables = _variables(environment)
     loaded = config or load_config(None, variables)
     return secret_named(loaded.secrets, name, variables).value
+
+
+@contextmanager
+def job_here(*, config: Config | None = None) -> Iterator[None]:
+    """Say, while the block runs, that a job runs on this node: a `bdnfs node` that serves from its cache yields to it.
+
+    `bdnfs run` says so for its command. Raises CacheError where the cache directory can't be used.
+    """
+    loaded = config or load_config(None, os.environ)
+    with job_at(prepared_layout(loaded.cache).root):
+        yield
 
 
 def unmount(location: str, *, config: Config | None = None, force: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""The example job: cold, warm, downloading for itself, and on local files; all from one run."""
+"""The example job: cold, beside a node that has everything, warm, downloading for itself, on local files."""
 
 import json
 import os
@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import Any
 
 from benchmarks.hit_miss import ratio
 from benchmarks.machine import fsync_latency, machine_facts
+from benchmarks.members import Member, open_members
 from benchmarks.processes import BenchmarkError, timed
 from benchmarks.report import markdown
 from benchmarks.workplace import Workplace, open_workplace, serving
@@ -30,10 +32,13 @@ _STAMPED = re.compile(r"(\S+Z) (\{.*\})\s*")
 _STEPS_SMALL, _STEPS_CPU, _STEPS_GPU = 4, 3, 40
 
 METHOD = {
-    "job": f"`trainer init --examples {_EXAMPLE}`, as it is but for checkpoints, which are off; one machine, no mirror",
+    "job": f"`trainer init --examples {_EXAMPLE}`, as it is but for checkpoints, which are off; one machine, and a "
+    "mirror for cluster_warm alone",
     "cold": "the node cache empty, the Hub on loopback",
     "warm": "the same job once more",
-    "cluster_warm": "null: there is one node",
+    "cluster_warm": "the node cache empty, and a `bdnfs node` beside it; another node of the cluster, here "
+    "and on loopback, has the whole snapshot, and so has the mirror, a directory. Where there is a mirror the node "
+    "fills in DEPLOYING. peer_bytes, mirror_bytes: what came from where",
     "download_in_script": "a job without weights, whose script names the model to from_pretrained; its cache is empty",
     "local": "the same script, no trainer: a process of its own, the model in a plain directory on the same disk",
     "created_s": "from CREATED to DEPLOYING: bringing the weights, no slot and no GPU held",
@@ -42,7 +47,7 @@ METHOD = {
     "compute_held_s": "from DEPLOYING to the end of the first step; of `local` from its exec",
     "to_last_step_s": "from there to the end of the last step",
     "ratio": "medians of the pairs' ratios; one after the other, who is first changes from pair to pair",
-    "ratio.compute_held_cold, _warm": "compute_held_s over that of download_in_script",
+    "ratio.compute_held_cold, _cluster_warm, _warm": "compute_held_s over that of download_in_script",
     "ratio.warm_over_local": "to_last_step_s of warm over that of local: all of the same script",
     "ratio.steps_per_s_over_without": "steps per second, the first left out, of warm over those of local",
 }
@@ -50,13 +55,17 @@ METHOD = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run, in seconds; created_s and deploying_s are 0 for a script without a trainer."""
+    """One run, in seconds; created_s and deploying_s are 0 for a script without a trainer.
+
+    tier_bytes: what came to the node, by the tier it came from, as the job's record has it
+    """
 
     created_s: float
     deploying_s: float
     first_step_s: float
     to_last_step_s: float
     step_s: float
+    tier_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def compute_held_s(self) -> float:
@@ -68,6 +77,7 @@ class Raw:
     """Every run, in the order it was taken."""
 
     cold: list[Run] = field(default_factory=list)
+    cluster_warm: list[Run] = field(default_factory=list)
     warm: list[Run] = field(default_factory=list)
     download_in_script: list[Run] = field(default_factory=list)
     local: list[Run] = field(default_factory=list)
@@ -101,6 +111,13 @@ def job(
             say(f"cold {number + 1} of {misses}")
             workplace.empty_cache()
             _note(bench, raw, "cold", bench.delivered)
+        say("a cluster of two nodes, one of which has everything")
+        with bench.clustered() as cluster:
+            for number in range(misses):
+                say(f"cluster-warm {number + 1} of {misses}")
+                cluster.empty.empty()
+                with cluster.empty.serving():
+                    _note(bench, raw, "cluster_warm", cluster.delivered)
         runs: list[tuple[str, Callable[[], Run]]] = [
             ("local", bench.local),
             ("warm", bench.delivered),
@@ -118,17 +135,23 @@ def job(
 def result(raw: Raw, size_bytes: int, words: Sequence[str], machine: dict[str, Any]) -> dict[str, Any]:
     """Return the one JSON object."""
     cold, warm, download, local = raw.cold, raw.warm, raw.download_in_script, raw.local
+    clustered = raw.cluster_warm
     download_held_s = [run.compute_held_s for run in download]
     # Runs from an empty cache are few: each against the usual download.
     usual_s = statistics.median(download_held_s)
     return {
         "cold": _medians(cold, raw.upstream_bytes.get("cold", [])),
-        "cluster_warm": None,
+        "cluster_warm": _medians(clustered, raw.upstream_bytes.get("cluster_warm", []))
+        | {
+            f"{tier}_bytes": max(run.tier_bytes.get(tier, 0) for run in clustered)
+            for tier in ("peer", "mirror")
+        },
         "warm": _medians(warm, raw.upstream_bytes.get("warm", [])),
         "download_in_script": _medians(download, raw.upstream_bytes.get("download_in_script", [])),
         "local": _medians(local, []),
         "ratio": {
             "compute_held_cold": statistics.median(run.compute_held_s / usual_s for run in cold),
+            "compute_held_cluster_warm": statistics.median(run.compute_held_s / usual_s for run in clustered),
             "compute_held_warm": ratio([run.compute_held_s for run in warm], download_held_s),
             "warm_over_local": ratio(
                 [run.to_last_step_s for run in warm], [run.to_last_step_s for run in local]
@@ -149,6 +172,7 @@ def result(raw: Raw, size_bytes: int, words: Sequence[str], machine: dict[str, A
             name: [vars(run) for run in runs]
             for name, runs in (
                 ("cold", cold),
+                ("cluster_warm", clustered),
                 ("warm", warm),
                 ("download_in_script", download),
                 ("local", local),
@@ -159,7 +183,7 @@ def result(raw: Raw, size_bytes: int, words: Sequence[str], machine: dict[str, A
 
 def job_table(found: dict[str, Any]) -> str:
     """Return the figures of `job` as Markdown."""
-    names = ("cold", "warm", "download_in_script", "local")
+    names = ("cold", "cluster_warm", "warm", "download_in_script", "local")
     keys = {
         "created_s": "CREATED: no compute held",
         "deploying_s": "DEPLOYING",
@@ -177,16 +201,18 @@ def job_table(found: dict[str, Any]) -> str:
         ("steps_per_s_over_without", 0.99, 1.01),
         ("compute_held_warm", 0.0, 1.0),
         ("compute_held_cold", 0.0, 1.0),
+        ("compute_held_cluster_warm", 0.0, 1.0),
     ):
         bound = f"{low:g} to {high:g}" if low else f"<= {high:g}"
         reached = "yes" if low <= figures[name] <= high else "no"
         goals.append((name.replace("_", " "), bound, f"{figures[name]:.3f}", reached))
-    machine = found["machine"]
+    machine, clustered = found["machine"], found["cluster_warm"]
     said = (
         f"{found['bytes']:,} bytes, `{found['script']}`; {found['pairs']} alternating pairs, {found['misses']} from an "
         f"empty cache, medians. {machine['gpu'] or 'no GPU'}; {machine['cpu']}, {machine['cpus']} CPUs, Linux "
         f"{machine['kernel']}, {machine['filesystem']}, load average {machine['load_average']:.1f}; bdnfs at "
-        f"{machine['commit']}, {machine['date']}. One node: there is no cluster-warm.\n"
+        f"{machine['commit']}, {machine['date']}. Cluster-warm: {clustered['peer_bytes']:,} bytes from the other node, "
+        f"{clustered['mirror_bytes']:,} from the mirror, {clustered['upstream_bytes']:,} from the Hub.\n"
     )
     return "\n".join(("# The example job\n", said, markdown(rows), markdown(goals)))
 
@@ -206,6 +232,23 @@ class _Bench:
 
     def delivered(self) -> Run:
         return self._job(self.example, self.words)
+
+    @contextmanager
+    def clustered(self) -> Iterator["_Clustered"]:
+        """Have the example's weights on a node of a cluster; yield the other one."""
+        home, size_bytes = self.workplace.home / "cluster", self.workplace.size_bytes
+        free_bytes = shutil.disk_usage(self.workplace.home).free
+        if free_bytes < 4 * size_bytes:
+            raise BenchmarkError(
+                f"{self.workplace.home} has {free_bytes / 1e9:.1f} GB free, and two nodes with a mirror need "
+                f"{4 * size_bytes / 1e9:.1f} GB; name another --directory"
+            )
+        with open_members(home, self.example / "config.py", self.environment, size_bytes) as (_, empty):
+            settings = json.loads(Path(self.environment["TRAINER_CONFIG"]).read_text())
+            config = home / "trainer.yaml"
+            config.write_text(json.dumps({**settings, "bdnfs_config": str(empty.config)}))
+            environment = {**empty.environment, "TRAINER_CONFIG": str(config)}
+            yield _Clustered(replace(self, environment=environment), empty)
 
     def downloading(self) -> Run:
         words = ["env", "HF_HOME=$BT_SCRATCH_DIR/hf", sys.executable, *self.words, "--model", _REPOSITORY]
@@ -245,7 +288,26 @@ class _Bench:
             raise BenchmarkError(
                 f"the job {found['job_id']} is {found['state']}: {found['error']}; its log:\n{said}"
             )
-        return _run(at_s["CREATED"], at_s["DEPLOYING"], at_s["RUNNING"], _steps(_stamped(said)))
+        run = _run(at_s["CREATED"], at_s["DEPLOYING"], at_s["RUNNING"], _steps(_stamped(said)))
+        return replace(run, tier_bytes=_added(phase["tier_bytes"] for phase in found["phases"]))
+
+
+@dataclass(frozen=True)
+class _Clustered:
+    """The bench of a node of a cluster. empty: the node, to be emptied, and to serve while a job is delivered."""
+
+    bench: _Bench
+    empty: Member
+
+    def delivered(self) -> Run:
+        return self.bench.delivered()
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 def _run(created_s: float, deploying_s: float, running_s: float, steps: Sequence[tuple[float, float]]) -> Run:

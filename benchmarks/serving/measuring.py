@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.hit_miss import ratio
 from benchmarks.machine import machine_facts
+from benchmarks.members import free_port, running_node
 from benchmarks.processes import ROOT, BenchmarkError, timed
 from benchmarks.workplace import BDNFS, serving
 
@@ -149,7 +150,7 @@ def _open_place(
             "cache": {"reserve": 0},
             "mirror": str(home / "mirror"),
             "cluster": {
-                "members": [f"127.0.0.1:{_free_port()}"],
+                "members": [f"127.0.0.1:{free_port()}"],
                 "listen": "127.0.0.1:0",
                 "share": 2 * size_bytes,
                 "while_job": while_job,
@@ -195,32 +196,16 @@ def _plain_paths(place: _Place) -> Path:
 
 @contextmanager
 def _node(place: _Place, *words: str) -> Iterator[str]:
-    log = place.home / "node.log"
-    with log.open("wb") as said:
-        node = subprocess.Popen(
-            ["taskset", "-c", place.node_cpus, *BDNFS, "node", *words],
-            env=place.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-    try:
-        _wait_for(lambda: "listening at" in log.read_text(), node, log)
+    prefix = ("taskset", "-c", place.node_cpus)
+    with running_node(place.config, place.environment, place.home / "node.log", *words, prefix=prefix):
         address = json.loads(place.config.read_text())["cluster"]["listen"]
         yield f"http://{address}"
-    finally:
-        node.send_signal(signal.SIGTERM)
-        try:
-            node.wait(_START_S)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
 
 
 @contextmanager
 def _plain(place: _Place, nginx: str, cpus: str) -> Iterator[str]:
     """Run nginx alone, with what a node's own has, on these CPUs."""
-    home, port = place.home / "plain", _free_port()
+    home, port = place.home / "plain", free_port()
     home.mkdir(exist_ok=True)
     user = "user root root;" if os.geteuid() == 0 else ""
     (home / "nginx.conf").write_text(
@@ -347,12 +332,6 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes]",
         if process.poll() is not None or time.monotonic() > deadline:
             raise BenchmarkError(f"a server did not start; it said:\n{log.read_text()}")
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

@@ -7,9 +7,9 @@ import pytest
 from tests.commands.conftest import forker, hub, node, nodes, served
 from tests.commands.node import Node
 from tests.trainer.home import Home
-from tests.trainer.stores import bucket
+from tests.trainer.stores import bucket, gcs, gcs_server
 
-__all__ = ["bucket", "forker", "hub", "node", "nodes", "served"]
+__all__ = ["bucket", "forker", "gcs", "gcs_server", "hub", "node", "nodes", "served"]
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
 """Places for checkpoints: a directory, one by fsspec, and a bucket whose server can be made to fail."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from benchmarks.servers.faults import Fault, Faults
+from tests.contract.gcs import GcsSite
 from tests.contract.servers import S3Site, child
 from tests.upstream.proxy import FaultyProxy
 from trainer.storage.checkpoint_fsspec import FsspecStore
@@ -65,6 +69,49 @@ def bucket() -> Iterator[Bucket]:
     """One server for all tests of a process: it takes seconds to start."""
     with serving_bucket() as made:
         yield made
+
+
+class GcsBucket:
+    """Google Cloud Storage's emulator: what `gs://` reaches while STORAGE_EMULATOR_HOST says so."""
+
+    def __init__(self, site: GcsSite) -> None:
+        self.site = site
+        # Nobody is asked who this machine is: that takes seconds.
+        self.environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{site.port}", "NO_GCE_CHECK": "true"}
+        self._count = 0
+
+    def config(self) -> StoreConfig:
+        """Return a prefix of its own that nothing is in."""
+        self._count += 1
+        return StoreConfig(url=f"gs://models/checkpoints/{self._count}/")
+
+
+def service_account(token_uri: str) -> str:
+    """Return the JSON key of a service account of nobody's, whose tokens come from token_uri."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.PrivateFormat.PKCS8
+    pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+    account = {
+        "type": "service_account",
+        "client_email": "reader@p.iam.gserviceaccount.com",
+        "project_id": "p",
+    }
+    return json.dumps({**account, "private_key": pem, "private_key_id": "1", "token_uri": token_uri})
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GcsBucket]:
+    site = GcsSite()
+    with child(site.argv, site.port):
+        site.make("models")
+        yield GcsBucket(site)
+
+
+@pytest.fixture
+def gcs(gcs_server: GcsBucket, monkeypatch: pytest.MonkeyPatch) -> GcsBucket:
+    for name, value in gcs_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return gcs_server
 
 
 def opened(kind: str, directory: Path, bucket: Bucket) -> CheckpointStore:

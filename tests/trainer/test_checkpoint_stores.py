@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.servers.faults import PASSING, Fault
+from benchmarks.servers.faults import PASSING, Fault, Faults
 from tests.contract.azurite import ACCOUNT, KEY, AzureSite
 from tests.contract.servers import child
 from tests.storage.disks import Disks, fill_up
 from tests.trainer.confined import needs_root
-from tests.trainer.stores import MIB, SECRET_KEY, Bucket, opened
+from tests.trainer.stores import MIB, SECRET_KEY, Bucket, GcsBucket, opened
+from tests.upstream.proxy import FaultyProxy
 from trainer.errors import ConfigError
 from trainer.storage.checkpoint_store import (
     ChangedFileError,
@@ -26,10 +27,17 @@ from trainer.storage.errors import StoreAwayError, StoreError
 LARGE = os.urandom(20 * MIB)  # two parts
 
 
-@pytest.fixture(params=["directory", "fsspec", "s3", pytest.param("azure", marks=pytest.mark.long)])
+# What gcsfs does is its own to mend.
+GS = pytest.param("gs", marks=pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"))
+
+
+@pytest.fixture(params=["directory", "fsspec", "s3", GS, pytest.param("azure", marks=pytest.mark.long)])
 def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket) -> Iterator[CheckpointStore]:
     if request.param == "azure":
         yield open_checkpoint_store(request.getfixturevalue("azure"))
+        return
+    if request.param == "gs":
+        yield open_checkpoint_store(request.getfixturevalue("gcs").config())
         return
     yield opened(request.param, tmp_path / "store", bucket)
     bucket.is_back()
@@ -158,6 +166,22 @@ def test_a_fault_that_lasts_is_told_apart_and_quotes_nobody(
     assert isinstance(raised.value, StoreAwayError) == (kind is StoreAwayError)
     for secret in (SECRET_KEY, "echoed", "AKIDEXAMPLE"):
         assert secret not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_google_refuses_is_told_from_what_may_pass(
+    gcs: GcsBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    (tmp_path / "file").write_bytes(b"small")
+    faults = Faults()
+    faults.add(Fault(status=status, times=None, body='{"error": {"message": "echoed"}}'))
+    with FaultyProxy(gcs.site.port, faults) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        store = open_checkpoint_store(gcs.config())
+        with pytest.raises(StoreError, match="refused the credentials") as raised:
+            store.put_file("files/job/file", tmp_path / "file", never)
+    assert not isinstance(raised.value, StoreAwayError)
+    assert "echoed" not in str(raised.value)
 
 
 # ---- a directory -------------------------------------------------------------------------------

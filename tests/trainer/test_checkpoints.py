@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from trainer.storage.checkpoint_directory import DirectoryStore
 from trainer.storage.checkpoint_files import has_leases
 from trainer.storage.checkpoint_records import FileRecord, SyncRecord, encoded, read_local, record_key
 from trainer.storage.checkpoint_store import CheckpointStore, Stop, StoreConfig, open_checkpoint_store
-from trainer.storage.checkpoint_sync import SyncConfig, open_checkpoint_sync
+from trainer.storage.checkpoint_sync import SyncConfig, SyncProgress, open_checkpoint_sync
 from trainer.storage.checkpoints import (
     Checkpoint,
     Wanted,
@@ -338,6 +339,32 @@ def test_a_store_that_hangs_does_not_keep_the_job_from_ending(tmp_path: Path) ->
         if thread.name.startswith("checkpoint"):
             thread.join(WAIT_S)
     assert place.said == said, "who comes back late says nothing: the log is closed by now"
+
+
+def test_a_store_that_is_slow_is_waited_for_as_long_as_something_goes_up(tmp_path: Path) -> None:
+    class Slow(DirectoryStore):
+        def put_file(self, key: str, path: Path, stopped: Stop) -> str:
+            time.sleep(0.2)
+            return super().put_file(key, path, stopped)
+
+    place = Place(tmp_path, Slow(tmp_path / "store"))
+    place.write(**MANY)
+    told: list[SyncProgress] = []
+    with place.sync(replace(SOON, uploads=1)) as sync:
+        report = sync.finish(1.0, lambda progress: told.append(progress) or True)  # type: ignore[func-returns-value]
+    assert report.state == "COMPLETED"
+    assert {each.files for each in told if each.counted} == {len(MANY)}
+    assert [each.files_up for each in told] == sorted(each.files_up for each in told)
+    assert [each.up_bytes for each in told] == [each.files_up * 2000 for each in told]
+
+
+def test_whoever_waits_for_a_store_that_is_away_may_end_that(remote: Place, bucket: Bucket) -> None:
+    remote.write(**MANY)
+    bucket.goes_away()
+    with remote.sync() as sync:
+        report = sync.finish(10 * WAIT_S, goes_on=lambda progress: not remote.said)
+    assert report.state == "SYNCING"
+    assert len(report.missing) == len(MANY)
 
 
 # ---- crashes and full disks --------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The life of a job, as its user sees it: from push to its end."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from bdnfs.cache.jobs import is_job_here
 from benchmarks.servers.hub import HubServer
 from tests.commands.conftest import BIG, BIG_BYTES, TINY
 from tests.commands.node import ROOT, TOKEN, until
@@ -31,6 +33,24 @@ def test_a_job_without_weights_completes_and_its_log_is_shown(home: Home) -> Non
     assert home.job(job).exit_code == 0
     assert not home.everything_of(job)
     assert home.run("logs", job).out == done.out
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_node_that_serves_knows_of_the_job(home: Home, hub: HubServer, weights: bool) -> None:
+    delivered = [{"source": "hf://acme/tiny", "mount_location": f"{home.node.m}/w"}] if weights else []
+    job = home.push(home.config("echo up; sleep 600", weights=delivered))
+    home.says(job, "up")
+    assert is_job_here(home.node.cache)
+    home.run("stop", job)
+    assert not is_job_here(home.node.cache)
+
+
+def test_a_job_without_weights_runs_though_there_can_be_no_cache(home: Home) -> None:
+    home.node.cache.touch()
+    job = home.completes(home.config("echo up"))
+    assert "up" in home.log(job)
+    assert any("does not yield to the job" in line for line in home.log(job))
+    home.node.cache.unlink()
 
 
 def test_weights_are_whole_read_only_and_gone_with_the_job(home: Home, hub: HubServer) -> None:
@@ -146,6 +166,37 @@ def test_a_start_command_that_fails_is_named_with_its_code_and_last_lines(home: 
     assert "trainer: start command 2 of 3 ended with exit code 42" in done.out
     (shown,) = json.loads(home.run("view", "-o", "json").out)
     assert (shown["state"], "about to fail" in shown["error"]) == ("FAILED", True)
+
+
+PREFIX = """python -c 'import sys; print("python of", sys.prefix)'"""
+
+
+def test_python_is_the_one_of_ones_path_and_else_the_trainers(home: Home) -> None:
+    programs, own = home.node.place / "programs", home.node.place / "own"
+    for place in (programs, own):
+        place.mkdir()
+    for name in ("bash", "cat", "unshare", "mkfs.ext4"):
+        found = shutil.which(name)
+        assert found is not None
+        (programs / name).symlink_to(found)
+    pushed = home.run("push", home.config(PREFIX), PATH=str(programs), VIRTUAL_ENV="")
+    assert "your PATH's" not in pushed.err
+    job = pushed.out.partition("job ")[2].partition(" ")[0]
+    home.reaches(job, State.COMPLETED)
+    assert f"python of {sys.prefix}" in home.log(job)
+
+    (own / "python").write_text("#!/bin/sh\necho my own\n")
+    (own / "python").chmod(0o755)
+    pushed = home.run("push", home.config(PREFIX), PATH=f"{own}:{programs}", VIRTUAL_ENV="")
+    assert (
+        f"`python` in the start commands is {own}/python, your PATH's; this trainer runs with" in pushed.err
+    )
+    job = pushed.out.partition("job ")[2].partition(" ")[0]
+    home.reaches(job, State.COMPLETED)
+    assert "my own" in home.log(job)
+    chosen = home.run("push", home.config(PREFIX), PATH=f"{own}:{programs}", VIRTUAL_ENV=str(own))
+    assert "your PATH's" not in chosen.err
+    home.reaches(chosen.out.partition("job ")[2].partition(" ")[0], State.COMPLETED)
 
 
 def test_commands_share_one_shell_and_a_job_that_is_killed_fails(home: Home) -> None:
@@ -363,16 +414,19 @@ def test_jobs_are_listed_for_people_and_programs(home: Home) -> None:
     home.run("stop", job, code=2)
 
 
-@pytest.mark.long
 def test_torchrun_standalone_just_works(home: Home) -> None:
     script = (
-        "import torch.distributed as d; d.init_process_group('gloo'); "
-        "print('rank', d.get_rank(), 'of', d.get_world_size(), flush=True); d.barrier(); d.destroy_process_group()"
+        "import os, torch.distributed as d\n"
+        "d.init_process_group('gloo')\n"
+        # At once: torchrun has them print unbuffered, and both print into one pipe.
+        "os.write(1, f'rank {d.get_rank()} of {d.get_world_size()}\\n'.encode())\n"
+        "d.barrier()\n"
+        "d.destroy_process_group()\n"
     )
     job = home.completes(
         home.config("torchrun --standalone --nproc-per-node=2 train.py", files={"train.py": script})
     )
-    assert {"rank 0 of 2", "rank 1 of 2"} <= set(home.log(job))
+    assert {"rank 0 of 2", "rank 1 of 2"} <= set(home.log(job)), home.all_about(job)
 
 
 def test_python_pushes_waits_and_reads(home: Home) -> None:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from benchmarks.models import write_model
 from benchmarks.servers.hub import HubServer
@@ -14,6 +12,7 @@ from tests.contract.gcs import GcsSite
 from tests.contract.servers import S3Site, child
 from tests.credentials.servers import GoogleServer
 from tests.trainer.home import Home
+from tests.trainer.stores import service_account
 from trainer.jobs.states import State
 
 # Importing torch and transformers alone takes many seconds where others work, too.
@@ -126,16 +125,7 @@ def test_data_from_gcs(examples: Home) -> None:
     home, bucket = examples, GcsSite()
     with GoogleServer() as google, child(bucket.argv, bucket.port):
         bucket.put("rows", ROWS)
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        form = serialization.PrivateFormat.PKCS8
-        pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
-        account = {
-            "type": "service_account",
-            "client_email": "reader@p.iam.gserviceaccount.com",
-            "project_id": "p",
-        }
-        account |= {"private_key": pem, "private_key_id": "1", "token_uri": f"{google.url}/token"}
-        secret(home, "gcp_service_account", json.dumps(account))
+        secret(home, "gcp_service_account", service_account(f"{google.url}/token"))
         there = {
             "DATA_URL": "gs://models/rows",
             "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{bucket.port}",

@@ -129,7 +129,8 @@ def _print_head(store: Store, job: Job, phases: list[Phase]) -> None:
     if job.gpu_indices:
         print(f"GPUs: {', '.join(map(str, job.gpu_indices))}")
     if job.sync:
-        print(f"checkpoints: {job.sync}")
+        left = f"; `trainer checkpoints upload {job.id}` brings up what was left"
+        print(f"checkpoints: {job.sync}{left if job.sync == 'SYNCING' and job.state.final else ''}")
     for note in job.notes:
         print(f"note: {note}")
     held = sum(seconds(phase) for phase in phases if phase.holds_compute)

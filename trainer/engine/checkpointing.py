@@ -7,10 +7,12 @@ from pathlib import Path
 import bdnfs
 from trainer.config import TrainerConfig
 from trainer.definitions import BasetenLatestCheckpoint, BasetenNamedCheckpoint, LoadCheckpointConfig
+from trainer.engine.directory import JobDirectory
 from trainer.errors import ConfigError, JobError
 from trainer.jobs.record import Job
 from trainer.jobs.store import Store
 from trainer.storage.checkpoint_store import CheckpointStore, StoreConfig, open_checkpoint_store
+from trainer.storage.checkpoint_sync import SyncReport
 from trainer.storage.checkpoints import LoadSource, Wanted, load_sources
 
 
@@ -45,6 +47,15 @@ def store_config(config: TrainerConfig) -> StoreConfig:
 
 def open_store(config: TrainerConfig) -> CheckpointStore:
     return open_checkpoint_store(store_config(config))
+
+
+def said_of_missing(job_id: str, directory: JobDirectory, report: SyncReport) -> str:
+    """Return what is said of a job some of whose checkpoints could not be brought up."""
+    path, why = report.missing[0]
+    return (
+        f"{len(report.missing)} files of its checkpoints are not in object storage, the first {path} ({why}); they are "
+        f"kept in {directory.checkpoints}, and `trainer checkpoints upload {job_id}` brings them up once that is mended"
+    )
 
 
 def sources_to_load(

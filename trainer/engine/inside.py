@@ -62,6 +62,7 @@ def _environment(plan: RunPlan) -> dict[str, str]:
     # A job may push another: what its own variables say is not true of that one.
     found = {name: value for name, value in os.environ.items() if not name.startswith("BT_")}
     found |= plan.variables
+    found["PATH"] = _with_own_programs(found.get("PATH") or os.defpath)
     if plan.secret_variables:
         import bdnfs  # late: most jobs need none, and it takes a while
 
@@ -72,6 +73,12 @@ def _environment(plan: RunPlan) -> dict[str, str]:
         except bdnfs.BdnfsError as error:
             raise JobSecretError(str(error)) from None
     return found
+
+
+def _with_own_programs(path: str) -> str:
+    """Add this Python's programs to a PATH, behind all others: they are found, and take nobody's place."""
+    own = os.path.dirname(sys.executable)
+    return path if not own or own in path.split(os.pathsep) else f"{path}{os.pathsep}{own}"
 
 
 def shell_script(commands: Sequence[str]) -> str:

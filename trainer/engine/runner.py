@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -57,9 +58,10 @@ def main(argv: list[str]) -> int:
     log = Log(directory.log, LOG_BYTES_MAX)
     try:
         plan = RunPlan.read(directory.plan)
-        _make_places(plan)
-        reach("runner:placed")
-        code = _run(plan, directory, lock, log, stop)
+        with _said_to_the_node(plan, log):
+            _make_places(plan)
+            reach("runner:placed")
+            code = _run(plan, directory, lock, log, stop)
     except TrainerError as error:
         log.say(str(error))
         directory.room.unlink(missing_ok=True)
@@ -70,6 +72,21 @@ def main(argv: list[str]) -> int:
     write_json(directory.exit, {"code": code, "error": ""})
     reach("runner:told")
     return 0
+
+
+@contextlib.contextmanager
+def _said_to_the_node(plan: RunPlan, log: Log) -> Iterator[None]:
+    """Have a node that serves from the cache here yield to the job; `bdnfs run` does it for one with weights."""
+    with contextlib.ExitStack() as stack:
+        if not plan.deliver:
+            import bdnfs  # late: it takes a while
+
+            try:
+                config = bdnfs.load_config(plan.bdnfs_config, os.environ)
+                stack.enter_context(bdnfs.job_here(config=config))
+            except bdnfs.BdnfsError as error:
+                log.say(f"{error}; a `bdnfs node` that serves from this cache does not yield to the job")
+        yield
 
 
 def _make_places(plan: RunPlan) -> None:

@@ -3,6 +3,8 @@
 import os
 import posixpath
 import re
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +26,9 @@ _QUANTITY = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>[KMGTP]i?)?", re.
 _UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("KMGTP", 1)}}
 _UNITS |= {f"{letter}i": 1024**power for power, letter in enumerate("KMGTP", 1)}
 _OWN_PREFIX = "BT_"
+_PYTHON = re.compile(r"(?<![\w./-])python3?(?![\w./-])")
+# Set by whoever has chosen a Python: venv, conda.
+_ACTIVATED = ("VIRTUAL_ENV", "CONDA_PREFIX")
 
 
 def preflight(
@@ -39,7 +44,7 @@ def preflight(
         bdnfs.declared(spec_of(loaded.project), where=name)
     _check_job(job, name)
     check_secrets(loaded.project, name, environment, bdnfs_config)
-    return tuple(_notes(job))
+    return (*_notes(job), *_python_notes(job.runtime, environment))
 
 
 def secrets_of(project: TrainingProject) -> dict[str, str]:
@@ -156,6 +161,31 @@ def _notes(job: TrainingJob) -> list[str]:
     if job.runtime.enable_cache is not None:
         notes.append("enable_cache is the old way to write cache_config=CacheConfig(enabled=…)")
     return [*notes, *_machine_notes(job.compute)]
+
+
+def _python_notes(runtime: Runtime, environment: Mapping[str, str]) -> list[str]:
+    """Say so where a start command's `python` is another one than the trainer's, and nobody seems to have chosen it."""
+    if any(environment.get(variable) for variable in _ACTIVATED) or "PATH" in runtime.environment_variables:
+        return []
+    own = os.path.dirname(sys.executable)
+    for name in dict.fromkeys(_PYTHON.findall("\n".join(runtime.start_commands))):
+        found = shutil.which(name, path=environment.get("PATH"))
+        if found is not None and not _is_same_python(found, own):
+            return [
+                f"`{name}` in the start commands is {found}, your PATH's; this trainer runs with {own}/python. If that "
+                "one has what the job needs, activate its environment, or write its path"
+            ]
+    return []
+
+
+def _is_same_python(found: str, own: str) -> bool:
+    try:
+        if os.path.samefile(os.path.dirname(found), own):
+            return True
+        # A virtual environment's is a link to one that has other modules.
+        return sys.prefix == sys.base_prefix and os.path.samefile(found, sys.executable)
+    except OSError:
+        return False
 
 
 def _machine_notes(compute: Compute) -> list[str]:

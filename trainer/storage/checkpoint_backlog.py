@@ -19,7 +19,7 @@ class SyncConfig:
     """quiet_s: how long a file must have been unchanged, and nobody have it open for writing, to be finished.
     every_s: how often the directory is looked through. uploads: files at once.
     pause_s, pause_max_s: after the first failure, and at most; doubling in between.
-    end_timeout_s: how long finish() waits by default.
+    end_timeout_s: how long finish() waits by default, from the last file on that went up.
     """
 
     quiet_s: float = 2.0
@@ -49,6 +49,21 @@ class SyncReport:
     uploaded_bytes: int
     missing: tuple[tuple[str, str], ...]
     said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncProgress:
+    """How far an upload is. files, size_bytes: of all there is; uploading: paths on their way now.
+
+    counted: all that the job left is among them
+    """
+
+    files: int
+    files_up: int
+    size_bytes: int
+    up_bytes: int
+    uploading: tuple[str, ...] = ()
+    counted: bool = True
 
 
 @dataclass
@@ -85,6 +100,7 @@ class Backlog:
     """One rank of one job. Whoever calls holds the lock.
 
     up:        what the store has, by path; todo: what it has not; nameless: what can have no key
+    uploads:   how many have succeeded
     uploading: paths on their way. One version of a path at a time: the older one must not arrive last.
     dirty:     the record says something else than this by now
     ended:     no job writes any more; looked_after_end: and all that it left is known
@@ -98,6 +114,7 @@ class Backlog:
     todo: dict[str, Pending] = field(default_factory=dict)
     nameless: set[str] = field(default_factory=set)
     uploading: set[str] = field(default_factory=set)
+    uploads: int = 0
     uploaded_bytes: int = 0
     dirty: bool = True
     ended: bool = False
@@ -152,6 +169,7 @@ class Backlog:
 
     def uploaded(self, path: str, each: Pending, now: Version | None, digest: str) -> None:
         """Note an upload that succeeded; now: the file's version after it."""
+        self.uploads += 1
         self.uploaded_bytes += each.version.size
         # Else it changed before it was read: what was uploaded is another version, which is next.
         if self.todo.get(path) is each and now == each.version:
@@ -182,6 +200,18 @@ class Backlog:
             self.looked_after_end
             and all(each.tries.hopeless for each in self.todo.values())
             and ((self.published and not self.dirty) or self.publishing.hopeless)
+        )
+
+    def progress(self) -> SyncProgress:
+        up_bytes = sum(each.size for each in self.up.values())
+        todo = {path: each for path, each in self.todo.items() if path not in self.up}
+        return SyncProgress(
+            files=len(self.up) + len(todo),
+            files_up=len(self.up),
+            size_bytes=up_bytes + sum(each.version.size for each in todo.values()),
+            up_bytes=up_bytes,
+            uploading=tuple(sorted(self.uploading)),
+            counted=self.looked_after_end,
         )
 
     def report(self, place: str, store: str) -> SyncReport:

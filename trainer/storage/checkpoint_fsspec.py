@@ -21,6 +21,8 @@ _PIECE_BYTES = 16 << 20
 # What fails is told by our errors; its log tells what it tried on the way, too.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 _DRAFTS = ".drafts"
+# A piece on a line that gives it 100 kB/s.
+_REQUEST_TIMEOUT_S, _CONNECT_TIMEOUT_S = 180.0, 10.0
 
 
 class FsspecStore:
@@ -111,23 +113,45 @@ class FsspecStore:
             file.close()
             file.commit()
         except BaseException:
-            with contextlib.suppress(Exception):
-                file.discard()
-            # Its destructor would end the upload, and show what there is of it.
+            # Its destructor would end the upload, and show what there is of it. Left alone the store forgets it within
+            # a week; to take it back would be tried for half a minute where that can't be reached.
             file.closed = True
             raise
+
+    def _open(self) -> tuple[Any, str]:
+        if not self._url.startswith("gs://"):
+            fs, top = fsspec.core.url_to_fs(self._url, **self._options)
+            return fs, str(top).rstrip("/")
+        import aiohttp
+        from gcsfs.core import GCSFileSystem
+
+        # The one that gcsfs registers asks by gRPC which kind of bucket this is: minutes where only HTTPS gets by.
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
+        fs = GCSFileSystem(requests_timeout=timeout, use_listings_cache=False, **self._options)
+        return fs, self._url.removeprefix("gs://")
 
     def _call(self, doing: str, act: Callable[[Any, str], T]) -> T:
         try:
             if self._opened is None:
-                fs, top = fsspec.core.url_to_fs(self._url, **self._options)
-                self._opened = fs, str(top).rstrip("/")
+                self._opened = self._open()
             return act(*self._opened)
         except (TrainerError, ChangedFileError):
             raise
-        except (FileNotFoundError, PermissionError, ImportError) as error:
+        except ImportError as error:
+            hint = ": pip install 'bdnfs[gcs]'" if self._url.startswith("gs://") else ""
+            raise StoreError(f"{doing}: {error.name or 'what opens it'} is not installed{hint}") from None
+        except (FileNotFoundError, PermissionError) as error:
             raise StoreError(
                 f"{doing}: {type(error).__name__}; check the URL of `checkpoints` and rights"
             ) from None
         except Exception as error:  # every filesystem raises its own; the text may hold what was given
+            if _is_refusal(error):
+                raise StoreError(f"{doing}: the store refused the credentials; check them") from None
             raise StoreAwayError(f"{doing}: {type(error).__name__}; try again later") from None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether gcsfs means that the store knows us and does not let us: it has no class for that."""
+    if getattr(error, "code", None) in (401, 403) or str(error).startswith("Forbidden: "):
+        return True
+    return type(error).__name__ == "RefreshError" and not getattr(error, "retryable", False)

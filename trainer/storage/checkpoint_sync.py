@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.storage.checkpoint_backlog import Backlog, Pending, SyncConfig, SyncReport
+from trainer.storage.checkpoint_backlog import Backlog, Pending, SyncConfig, SyncProgress, SyncReport
 from trainer.storage.checkpoint_files import files_below, has_leases, is_being_written, version_of
 from trainer.storage.checkpoint_records import (
     encoded,
@@ -24,12 +24,14 @@ from trainer.storage.checkpoint_records import (
 from trainer.storage.checkpoint_store import ChangedFileError, CheckpointStore
 from trainer.storage.errors import StoreError
 
-__all__ = ["CheckpointSync", "SyncConfig", "SyncReport", "open_checkpoint_sync"]
+__all__ = ["CheckpointSync", "SyncConfig", "SyncProgress", "SyncReport", "open_checkpoint_sync"]
 
 # Work that can fail beside the files, by names that no file has.
 _LOOKING, _RECORD, _STORE_RECORD = "//directory", "//record", "//record in the store"
 # At the end whoever uploads says when there is something to do; this is for what is tried again.
 _END_LOOKS_S = 0.05
+# Whoever waits for the end is told how far it is when something changes; not oftener, and not seldomer, than this.
+_TELLS_MIN_S, _TELLS_MAX_S = 0.2, 1.0
 # For a thread that the store keeps waiting; it is a daemon.
 _CLOSE_S = 1.0
 
@@ -84,20 +86,39 @@ class CheckpointSync:
         with self._saying:
             self._silent = True
 
-    def finish(self, timeout_s: float | None = None) -> SyncReport:
+    def finish(
+        self,
+        timeout_s: float | None = None,
+        goes_on: Callable[[SyncProgress], bool] = lambda progress: True,
+    ) -> SyncReport:
         """After the job's last process: every file there is is finished. Upload what is missing; wait for it.
 
-        Tries again, with growing pauses, whatever may pass, until timeout_s (default the config's).
+        Tries again, with growing pauses, whatever may pass, until for timeout_s (default the config's) nothing has
+        gone up, or goes_on says no. It is told how far this is, in the caller's thread, at least once a second.
         Never raises for what the store does.
         """
-        deadline_s = time.monotonic() + (self._config.end_timeout_s if timeout_s is None else timeout_s)
+        timeout_s = self._config.end_timeout_s if timeout_s is None else timeout_s
+        deadline_s, told_s, going = time.monotonic() + timeout_s, 0.0, True
         with self._changed:
             self._backlog.end()
             self._next_look_s = 0.0
             self._changed.notify_all()
-            while not self._backlog.is_done() and (left_s := deadline_s - time.monotonic()) > 0:
-                self._changed.wait(min(left_s, 1.0))
-            return self._backlog.report(str(self._directory), self._store.name)
+            uploads = self._backlog.uploads
+        while True:
+            with self._changed:
+                if self._backlog.uploads != uploads:
+                    uploads, deadline_s = self._backlog.uploads, time.monotonic() + timeout_s
+                left_s = deadline_s - time.monotonic()
+                if self._backlog.is_done() or left_s <= 0 or not going:
+                    return self._backlog.report(str(self._directory), self._store.name)
+                if time.monotonic() < told_s + _TELLS_MIN_S:
+                    self._changed.wait(min(left_s, _TELLS_MIN_S))
+                    continue
+                progress = self._backlog.progress()
+            going, told_s = goes_on(progress), time.monotonic()
+            with self._changed:
+                if going and not self._backlog.is_done():
+                    self._changed.wait(min(left_s, _TELLS_MAX_S))
 
     # ---- the thread that follows the directory --------------------------------------------------
 

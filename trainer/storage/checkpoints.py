@@ -21,6 +21,7 @@ from trainer.storage.checkpoint_records import (
     files_prefix,
     read_local,
     read_records,
+    write_local,
 )
 from trainer.storage.checkpoint_store import CheckpointStore, StoreConfig
 from trainer.storage.errors import DamagedError, NoCheckpointError, SpaceError, StoreAwayError
@@ -154,6 +155,15 @@ def download_checkpoints(
     target.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         return list(pool.map(lambda each: _download(store, target, *each), dict.fromkeys(work)))
+
+
+def take_over_record(store: CheckpointStore, job_id: str, record: Path, rank: int = 0) -> None:
+    """Have the local record say what the store's own does; raise StoreError as the store does."""
+    found = {each.rank: each for each in _again(lambda: read_records(store, job_id))}
+    if rank in found:
+        write_local(record, found[rank])
+    else:
+        record.unlink(missing_ok=True)
 
 
 def delete_checkpoints(store: CheckpointStore, job_id: str) -> None:
