@@ -121,7 +121,7 @@ def mirror(as_json: bool, small: bool, pairs: int, output: Path, directory: Path
 @click.option(
     "--size", "size_mib", type=click.IntRange(4), default=238, show_default=True, help="Of the snapshot, MiB."
 )
-@click.option("--chunk", "chunk_kib", type=click.IntRange(16), default=486, show_default=True, help="KiB.")
+@click.option("--chunk", "chunk_kib", type=click.IntRange(16), default=480, show_default=True, help="KiB.")
 @click.option("--mtu", type=click.IntRange(1280, 9000), default=9000, show_default=True, help="Of the links.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True, help="Measure these, too.")
 @_output_option

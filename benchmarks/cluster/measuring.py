@@ -21,6 +21,8 @@ from benchmarks.machine import machine_facts
 from benchmarks.processes import ROOT, BenchmarkError
 
 CPU_MAX = 0.6
+# A piece is so many of BEP 3's blocks.
+_BLOCK_BYTES = 16 << 10
 # Of ideal, at N nodes.
 GOALS = {1: 1.2, 2: 1.2, 4: 1.2, 8: 1.3}
 METHOD = {
@@ -39,7 +41,7 @@ METHOD = {
     "warm": "one node is emptied, cache and share, and fills itself again from the others",
     "direct": "the same on all nodes without a cluster: everyone from the mirror; the slowest",
     "libtorrent": "libtorrent, each node knows all others, web seed on the mirror's server, TCP, pieces as long as a "
-    "chunk; the slowest",
+    "chunk (rounded up to 16 KiB); the slowest",
 }
 
 
@@ -155,7 +157,8 @@ def _torrent(place: ClusterPlace) -> Filled:
         raise BenchmarkError("there is no libtorrent to compare with; pip install libtorrent") from None
     (place.home / "buckets" / "seed").symlink_to(place.home / "hub" / Path(REPOSITORY).parent)
     torrent = place.home / "model.torrent"
-    write_torrent(place.home / "hub" / REPOSITORY, place.chunk_bytes, f"{place.mirror}/seed/", torrent)
+    piece_bytes = -(-place.chunk_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+    write_torrent(place.home / "hub" / REPOSITORY, piece_bytes, f"{place.mirror}/seed/", torrent)
     addresses = [node.host.address for node in place.nodes]
     words = []
     for node in place.nodes:
