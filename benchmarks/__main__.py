@@ -275,7 +275,7 @@ def storage(repeats: int, as_json: bool, small: bool, output: Path, directory: P
 @click.option(
     "--pairs", type=click.IntRange(1), default=5, show_default=True, help="Runs of each other kind."
 )
-@click.option("--steps", type=click.IntRange(2), help="Of the training. Default: 3 on a CPU, 40 on a GPU.")
+@click.option("--steps", type=click.IntRange(3), help="Of the training. Default: 7 on a CPU, 40 on a GPU.")
 @_place_options
 def job(
     steps: int | None, pairs: int, misses: int, as_json: bool, small: bool, output: Path, directory: Path

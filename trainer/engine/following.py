@@ -6,14 +6,16 @@ from collections.abc import Callable
 from trainer.config import TrainerConfig
 from trainer.engine.directory import JobDirectory
 from trainer.engine.log import Follower
+from trainer.engine.pauses import Pauses
 from trainer.engine.supervising import sweep
 from trainer.errors import JobError, JobFailedError
 from trainer.jobs.record import Job
 from trainer.jobs.states import State
 from trainer.jobs.store import Store
 
-_POLL_S = 0.1
-_SWEEP_S = 2.0
+# A line of the log is shown no later than this.
+_LOG_LATE_S = 0.5
+_SWEEP_S = 5.0
 # Beyond a job's grace: what a supervisor needs to begin, and to clear what is left.
 _STOP_MARGIN_S = 120.0
 
@@ -24,15 +26,16 @@ def follow(config: TrainerConfig, store: Store, job_id: str, show: Callable[[str
     Raises JobFailedError, with why, where it did not complete.
     """
     follower = Follower(JobDirectory(config.job_directory(job_id)).log)
-    swept_s = time.monotonic()
+    swept_s, pauses = time.monotonic(), Pauses(_LOG_LATE_S)
     while True:
         ended = store.state(job_id)[0].final  # first this, then the log: nothing is written after the end
         for line in follower.more():
             show(line)
+            pauses.news()
         if ended:
             break
         swept_s = _swept(config, store, swept_s)
-        time.sleep(_POLL_S)
+        pauses.pause()
     job = store.job(job_id)
     if job.state is not State.COMPLETED:
         raise JobFailedError(f"job {job_id} is {job.state}{f': {job.error}' if job.error else ''}")
@@ -42,12 +45,12 @@ def follow(config: TrainerConfig, store: Store, job_id: str, show: Callable[[str
 def wait(config: TrainerConfig, store: Store, job_id: str, timeout_s: float | None) -> Job:
     """Wait until a job has ended; return it; raise JobError where it has not after timeout_s."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    swept_s = time.monotonic()
+    swept_s, pauses = time.monotonic(), Pauses()
     while not (state := store.state(job_id)[0]).final:
         if deadline_s is not None and time.monotonic() > deadline_s:
             raise JobError(f"job {job_id} is still {state} after {timeout_s:g} s")
         swept_s = _swept(config, store, swept_s)
-        time.sleep(_POLL_S)
+        pauses.pause()
     return store.job(job_id)
 
 

@@ -20,6 +20,7 @@ from types import FrameType
 from trainer.engine.directory import JobDirectory, keep_room, write_json
 from trainer.engine.log import LOG_BYTES_MAX, Lines, Log
 from trainer.engine.namespace import bind, unshare_mounts
+from trainer.engine.pauses import Pauses
 from trainer.engine.places import making
 from trainer.engine.plan import RunPlan
 from trainer.engine.processes import identify
@@ -27,7 +28,8 @@ from trainer.errors import TrainerError
 from trainer.jobs.steps import reach
 from trainer.storage.scratch import Scratch
 
-_POLL_S = 0.1
+# How soon it sees that it was told to end the job.
+_POLL_S = 0.5
 # What runs inside ends itself after the grace; this is for one that can't.
 _MARGIN_S = 15.0
 _DRAIN_S = 2.0
@@ -120,14 +122,15 @@ def _run(plan: RunPlan, directory: JobDirectory, lock: int, log: Log, stop: _Sto
     os.close(writer)
     os.set_blocking(reader, False)
     lines, told, ended_s, open_ = Lines(), False, 0.0, True
+    pauses = Pauses(_POLL_S)
     while open_ or process.poll() is None:
-        if open_ and select.select([reader], [], [], _POLL_S)[0]:
+        if open_ and select.select([reader], [], [], pauses.next_s)[0]:
             data = os.read(reader, 1 << 16)
             log.add(lines.feed(data))
             open_ = bool(data)
         elif not open_:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_S)
+                process.wait(pauses.next_s)
         if stop.at_s is not None:
             if not told:
                 process.send_signal(signal.SIGTERM)

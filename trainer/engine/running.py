@@ -12,7 +12,8 @@ from trainer.engine.directory import read_json
 from trainer.engine.ending import Ending
 from trainer.engine.locks import is_held
 from trainer.engine.log import last_lines
-from trainer.engine.supervised import POLL_S, Supervised, joined
+from trainer.engine.pauses import Pauses
+from trainer.engine.supervised import Supervised, joined
 from trainer.jobs.states import State
 from trainer.jobs.steps import reach
 from trainer.storage.checkpoint_sync import CheckpointSync, open_checkpoint_sync
@@ -40,11 +41,12 @@ def see_it_end(job: Supervised) -> Ended:
         for path in job.caches().values():
             # Over its cap, it is said. It is the user's to clear: nothing of theirs is deleted.
             stack.enter_context(watched(path, job.config.cache_bytes, job.log.say))
-        ends = Ending(job.directory, job.config.stop_grace_s)
+        ends, pauses = Ending(job.directory, job.config.stop_grace_s), Pauses()
         while is_held(job.directory.run_lock):
             if job.stopped():
                 ends.press()
-            time.sleep(POLL_S)
+                pauses.news()
+            pauses.pause()
         with job.if_there_is_room():
             job.store.release(job.id, "clearing" if sync is None else "syncing")
         reach("ending:exited")

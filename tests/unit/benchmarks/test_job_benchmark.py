@@ -77,7 +77,7 @@ def test_the_table_says_what_was_reached() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="a job's mounts need root")
 def test_job_small_measures_all_that_is_promised_and_leaves_only_the_model(tmp_path: Path) -> None:
     place, output = tmp_path / "place", tmp_path / "output"
-    words = ["--small", "--pairs", "1", "--misses", "1", "--steps", "2"]
+    words = ["--small", "--pairs", "1", "--misses", "1", "--steps", "3"]
     found = benchmark("job", *words, "--directory", place, "--output", output)
     for section, keys in PROMISED.items():
         assert keys <= found[section].keys()
