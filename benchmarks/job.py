@@ -36,6 +36,10 @@ _STEPS_FIRST = 2
 # the kernel's clearing of pages, which on a virtual machine takes now this long, now that.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
+# What the run before has freed a virtual machine gives back within seconds, and pays for anew: a script that starts at
+# once has up to two seconds less to its first step than one that starts three seconds later.
+_SETTLED_S = 10.0
+
 METHOD = {
     "job": f"`trainer init --examples {_EXAMPLE}`, as it is but for checkpoints, which are off; one machine, and a "
     "mirror for cluster_warm alone",
@@ -51,6 +55,7 @@ METHOD = {
     "first_step_s": "from RUNNING to the end of the first step",
     "compute_held_s": "from DEPLOYING to the end of the first step; of `local` from its exec",
     "to_last_step_s": "from there to the end of the last step",
+    "pause": f"{_SETTLED_S:.0f} s before each run, so that all begin with memory that is given to this machine anew",
     "ratio": "medians of the pairs' ratios; one after the other, who is first changes from pair to pair",
     "ratio.compute_held_cold, _cluster_warm, _warm": "compute_held_s over that of download_in_script",
     "ratio.warm_over_local": "to_last_step_s of warm over that of local: all of the same script",
@@ -345,6 +350,7 @@ def _stamped(log: str) -> list[tuple[float, str]]:
 
 
 def _note(bench: _Bench, raw: Raw, name: str, run: Callable[[], Run]) -> None:
+    time.sleep(_SETTLED_S)
     before = bench.workplace.upstream_bytes()
     getattr(raw, name).append(run())
     raw.upstream_bytes.setdefault(name, []).append(bench.workplace.upstream_bytes() - before)
