@@ -32,8 +32,8 @@ _STAMPED = re.compile(r"(\S+Z) (\{.*\})\s*")
 _STEPS_SMALL, _STEPS_CPU, _STEPS_GPU = 4, 7, 40
 # The first steps take memory that later ones have: gradients, then the optimizer's state.
 _STEPS_FIRST = 2
-# Memory that was taken once is kept. Otherwise a step on a CPU gives it back and takes it again, and half of the step is
-# the kernel's clearing of pages, which on a virtual machine takes now this long, now that.
+# Memory that was taken once is kept. Otherwise a step on a CPU gives it back and takes it again, and half of the step
+# is the kernel's clearing of pages, which on a virtual machine takes now this long, now that.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 # What the run before has freed a virtual machine gives back within seconds, and pays for anew: a script that starts at
@@ -60,7 +60,7 @@ METHOD = {
     "ratio.compute_held_cold, _cluster_warm, _warm": "compute_held_s over that of download_in_script",
     "ratio.warm_over_local": "to_last_step_s of warm over that of local: all of the same script",
     "ratio.steps_per_s_over_without": "steps per second, the first two left out, of warm over those of local; in all "
-    "runs the allocator keeps memory that it has (MALLOC_*), so that a step is not mostly the kernel's clearing of pages",
+    "runs the allocator keeps memory that it has (MALLOC_*), for a step is not to be the kernel's clearing of pages",
 }
 
 

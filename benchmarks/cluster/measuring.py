@@ -30,8 +30,8 @@ METHOD = {
     "ideal_s": "bytes over the rate of a link, which is the mirror's uplink, too; frames' headers are not taken off",
     "slowest_s": "`bdnfs prefetch` of one pinned source on all nodes at once, from a common start (their interpreters "
     "have imported what they need) to exit, content verified and synced; `bdnfs node` runs on each; caches empty",
-    "memory": "caches are in memory, for nodes have a disk each; it is used once beforehand, for a virtual machine gets "
-    "it as it is first written",
+    "memory": "caches are in memory, for nodes have a disk each; it is used once beforehand, for a virtual machine "
+    "gets it as it is first written",
     "chunks": "scaled down with the data: what counts is how many a node sees",
     "mirror_bytes_over_size": "what the mirror's server sent meanwhile, with the records of the version",
     "upstream_bytes_over_size": "what the Hub sent in all, from the ingest on",

@@ -219,7 +219,18 @@ def _plain(place: _Place, nginx: str, cpus: str) -> Iterator[str]:
     log = home / "said"
     with log.open("wb") as said:
         child = subprocess.Popen(
-            ["taskset", "-c", cpus, nginx, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "error.log"],
+            [
+                "taskset",
+                "-c",
+                cpus,
+                nginx,
+                "-p",
+                str(home),
+                "-c",
+                str(home / "nginx.conf"),
+                "-e",
+                "error.log",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
