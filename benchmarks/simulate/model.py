@@ -11,7 +11,6 @@ late; disks and CPUs keep up.
 All nodes' transfers are arrays, so a step costs the same few calls of numpy whatever happens in it.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -109,7 +108,7 @@ class _Run:
     def __init__(self, cluster: Cluster) -> None:
         nodes, self._cluster = cluster.nodes, cluster
         self._random = np.random.default_rng(cluster.seed)
-        self.owner, self.owned = _owners(nodes, cluster.chunks)
+        self.owner, self.owned = _owners(nodes, cluster.chunks, cluster.seed)
         kind = np.int16 if cluster.chunks < 2**15 else np.int32
         self._order = _orders(self.owner, nodes, cluster.order, self._random).astype(kind)
         self._asked = np.zeros(nodes, dtype=np.int64)
@@ -249,10 +248,11 @@ class _Run:
             self._next_progress += self._cluster.chunks / 200
 
 
-def _owners(nodes: int, chunks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _owners(nodes: int, chunks: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return each chunk's owner, by its number, and how many each owns: what `bdnfs.cluster` says."""
     names = [f"node{number:04}:7891" for number in range(nodes)]
-    digests = [os.urandom(32) for _ in range(chunks)]
+    dice = np.random.default_rng(seed)
+    digests = [dice.bytes(32) for _ in range(chunks)]
     found = Rendezvous(names).owners(digests)
     places = {name: number for number, name in enumerate(names)}
     owner = np.array([places[found[digest]] for digest in digests])

@@ -89,7 +89,8 @@ def mounts_again(node: Node) -> None:
     node.run("mount", SOURCE, node.m)
     until(lambda: node.shown() == "native", "the native tree")
     node.holds(FILES)
-    assert len(node.mounts()) == 1
+    # A daemon whose command was killed sees that by itself, and takes its own mount with it.
+    until(lambda: len(node.mounts()) == 1, "all other mounts to go")
     node.run("unmount", node.m)
     nothing_left(node)
     until(lambda: not leftovers(node), "what was left in the cache to go")
