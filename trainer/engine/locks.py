@@ -44,14 +44,20 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def wait_lock(path: Path, timeout_s: float) -> int | None:
+    """Take the lock on path as `try_lock` does; None: for timeout_s another has had it."""
+    deadline_s = time.monotonic() + timeout_s
+    while (fd := try_lock(path)) is None and time.monotonic() <= deadline_s:
+        time.sleep(_POLL_S)
+    return fd
+
+
 @contextmanager
 def locked(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold the lock on path; raise HomeError where it is not to be had in timeout_s."""
-    deadline_s = time.monotonic() + timeout_s
-    while (fd := try_lock(path)) is None:
-        if time.monotonic() > deadline_s:
-            raise HomeError(f"{path}: another process has held this for {timeout_s:g} s; is it stopped?")
-        time.sleep(_POLL_S)
+    fd = wait_lock(path, timeout_s)
+    if fd is None:
+        raise HomeError(f"{path}: another process has held this for {timeout_s:g} s; is it stopped?")
     try:
         yield
     finally:

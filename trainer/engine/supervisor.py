@@ -12,7 +12,7 @@ import traceback
 from trainer.config import TrainerConfig, load_config
 from trainer.engine.directory import JobDirectory
 from trainer.engine.life import FarBackError, Life
-from trainer.engine.locks import try_lock
+from trainer.engine.locks import wait_lock
 from trainer.engine.supervising import sweep
 from trainer.errors import HomeError, TrainerError
 from trainer.jobs.store import Store
@@ -29,11 +29,9 @@ def main(argv: list[str]) -> int:
         config = load_config(os.environ)
         directory = JobDirectory(config.job_directory(argv[1]))
         directory.make()
-        deadline_s = time.monotonic() + _LOCK_S
-        while (lock := try_lock(directory.supervisor_lock)) is None:
-            if time.monotonic() > deadline_s:
-                return 0
-            time.sleep(0.05)
+        lock = wait_lock(directory.supervisor_lock, _LOCK_S)
+        if lock is None:
+            return 0
         with contextlib.closing(os.fdopen(lock)):
             _live(config, argv[1])
         with Store(config.database) as store:

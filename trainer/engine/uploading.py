@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from trainer.config import TrainerConfig
 from trainer.engine import checkpointing
 from trainer.engine.directory import JobDirectory
-from trainer.engine.locks import try_lock
+from trainer.engine.locks import wait_lock
 from trainer.engine.log import Log
 from trainer.errors import JobError
 from trainer.jobs.record import Job
@@ -20,7 +19,6 @@ from trainer.storage.scratch import remove_tree
 
 # A supervisor has its lock for a moment longer than its job lives.
 _LOCK_S = 5.0
-_POLL_S = 0.05
 
 
 def upload_checkpoints(
@@ -93,14 +91,11 @@ def _upload(
 @contextmanager
 def held(config: TrainerConfig, job_id: str) -> Iterator[None]:
     """Keep others from what an ended job left; raise JobError where somebody is at it."""
-    path = JobDirectory(config.job_directory(job_id)).supervisor_lock
-    deadline_s = time.monotonic() + _LOCK_S
-    while (lock := try_lock(path)) is None:
-        if time.monotonic() > deadline_s:
-            raise JobError(
-                f"job {job_id}: another command is uploading its checkpoints; wait until that has ended"
-            )
-        time.sleep(_POLL_S)
+    lock = wait_lock(JobDirectory(config.job_directory(job_id)).supervisor_lock, _LOCK_S)
+    if lock is None:
+        raise JobError(
+            f"job {job_id}: another command is uploading its checkpoints; wait until that has ended"
+        )
     try:
         yield
     finally:
