@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import bdnfs
 from trainer.engine.delivery import DeliveryError
-from trainer.engine.supervised import POLL_S, UPSTREAM, Supervised, text
+from trainer.engine.pauses import Pauses
+from trainer.engine.supervised import UPSTREAM, Supervised, text
 from trainer.engine.supervising import sweep
 from trainer.jobs.steps import reach
 from trainer.scheduling import LocalMachine, machine_gpus
@@ -32,7 +33,7 @@ def bring_and_wait(job: Supervised) -> None:
         job.store.ready(job.id)
         reach("created:queued")
     machine = LocalMachine(job.store, job.config.slots, machine_gpus(job.config.gpus))
-    said, swept_s = False, 0.0
+    said, swept_s, pauses = False, 0.0, Pauses()
     while not machine.acquire(job.record()):
         if not said:
             job.log.say("waits for a slot of this machine, by priority, then age")
@@ -44,7 +45,7 @@ def bring_and_wait(job: Supervised) -> None:
             # Others that lost their supervisor may hold the slot this one waits for.
             swept_s = time.monotonic()
             sweep(job.config, job.store, but=job.id)
-        time.sleep(POLL_S)
+        pauses.pause()
     job.log.say("DEPLOYING")
 
 
