@@ -1,7 +1,7 @@
 """Reads and fills in one process: each chunk asked for once, what is wanted now first, never wrong bytes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from bdnfs.delivery.delivery import open_delivery
 from bdnfs.delivery.progress import Progress
 from bdnfs.delivery.resolve import Admitted
 from bdnfs.origins.base import Origin
+from bdnfs.tiers.base import Chunk
 from benchmarks.servers.hub import HubServer
 from tests.unit.cache.stocked import SELECTION, check_books, content, orphans, shown
 from tests.unit.delivery.downloads import REPO, fill, listed, opened, read, upstream, within
@@ -42,6 +43,37 @@ def test_a_fill_brings_everything_once(hub: HubServer, origin: Origin, cache: No
     assert progress.present_bytes == manifest.total_bytes
     check_books(cache)
     assert not orphans(cache)
+
+
+class Backwards:
+    """A cluster of which nobody is known yet; its order is another than the file's."""
+
+    async def get(self, chunk: Chunk, into: memoryview) -> str | None:
+        return None
+
+    async def bring(self, chunk: Chunk, into: memoryview, *asked: object) -> str | None:
+        return None
+
+    async def arranged(self, chunks: Sequence[Chunk]) -> list[int]:
+        return list(reversed(range(len(chunks))))
+
+
+def test_a_fill_of_a_cluster_takes_its_order_also_where_nobody_is_known_yet(
+    hub: HubServer, origin: Origin, cache: NodeCache
+) -> None:
+    hub.commit(REPO, FILES)
+    manifest = listed(origin)
+    hub.reset()
+
+    async def main() -> Path:
+        async with opened(cache, manifest, origin, upstream(fetches_max=1)) as delivery:
+            delivery.snapshots[0].cluster = Backwards()
+            return await delivery.fill(delivery.snapshots[0])
+
+    assert shown(within(main)) == FILES
+    # Twice where the Hub says first where it is.
+    starts = dict.fromkeys(int(each.partition("=")[2].partition("-")[0]) for each in chunks_asked_for(hub))
+    assert [start for start in starts if start] == [3 * CHUNK_BYTES, 2 * CHUNK_BYTES, CHUNK_BYTES]
 
 
 def test_many_readers_of_one_chunk_are_one_fetch(hub: HubServer, origin: Origin, cache: NodeCache) -> None:
