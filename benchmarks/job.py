@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -55,7 +55,8 @@ METHOD = {
     "first_step_s": "from RUNNING to the end of the first step",
     "compute_held_s": "from DEPLOYING to the end of the first step; of `local` from its exec",
     "to_last_step_s": "from there to the end of the last step",
-    "pause": f"{_SETTLED_S:.0f} s before each run, so that all begin with memory that is given to this machine anew",
+    "pause": f"{_SETTLED_S:.0f} s before each run (none with --small), so that all begin with memory that is given "
+    "to this machine anew",
     "ratio": "medians of the pairs' ratios; one after the other, who is first changes from pair to pair",
     "ratio.compute_held_cold, _cluster_warm, _warm": "compute_held_s over that of download_in_script",
     "ratio.warm_over_local": "to_last_step_s of warm over that of local: all of the same script",
@@ -117,18 +118,18 @@ def job(
         workplace.copy_native()
         gpu = _gpu(workplace)
         words = _script_words(small=small, gpu=gpu is not None, steps=steps)
-        bench = replace(bench, words=words)
+        bench = replace(bench, words=words, pause_s=0.0 if small else _SETTLED_S)
         for number in range(misses):
             say(f"cold {number + 1} of {misses}")
             workplace.empty_cache()
             _note(bench, raw, "cold", bench.delivered)
         say("a cluster of two nodes, one of which has everything")
-        with bench.clustered() as cluster:
+        with bench.clustered() as (clustered, node):
             for number in range(misses):
                 say(f"cluster-warm {number + 1} of {misses}")
-                cluster.empty.empty()
-                with cluster.empty.serving():
-                    _note(bench, raw, "cluster_warm", cluster.delivered)
+                node.empty()
+                with node.serving():
+                    _note(bench, raw, "cluster_warm", clustered.delivered)
         runs: list[tuple[str, Callable[[], Run]]] = [
             ("local", bench.local),
             ("warm", bench.delivered),
@@ -233,20 +234,24 @@ def job_table(found: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Bench:
-    """The example's files and the trainer's home. words: the script's own, after `python`."""
+    """The example's files and the trainer's home. words: the script's own, after `python`; pause_s: before each run"""
 
     workplace: Workplace
     environment: dict[str, str]
     example: Path
     downloading_example: Path
     words: Sequence[str] = ()
+    pause_s: float = 0.0
 
     def delivered(self) -> Run:
         return self._job(self.example, self.words)
 
     @contextmanager
-    def clustered(self) -> Iterator["_Clustered"]:
-        """Have the example's weights on a node of a cluster; yield the other one."""
+    def clustered(self) -> Iterator[tuple["_Bench", Member]]:
+        """Have the example's weights on a node of a cluster; yield the bench of the other one, and that node.
+
+        The node is to be emptied, and to serve while a job is delivered.
+        """
         home, size_bytes = self.workplace.home / "cluster", self.workplace.size_bytes
         free_bytes = shutil.disk_usage(self.workplace.home).free
         if free_bytes < 4 * size_bytes:
@@ -259,7 +264,7 @@ class _Bench:
             config = home / "trainer.yaml"
             config.write_text(json.dumps({**settings, "bdnfs_config": str(empty.config)}))
             environment = {**empty.environment, "TRAINER_CONFIG": str(config)}
-            yield _Clustered(replace(self, environment=environment), empty)
+            yield replace(self, environment=environment), empty
 
     def downloading(self) -> Run:
         words = ["env", "HF_HOME=$BT_SCRATCH_DIR/hf", sys.executable, *self.words, "--model", _REPOSITORY]
@@ -300,25 +305,8 @@ class _Bench:
                 f"the job {found['job_id']} is {found['state']}: {found['error']}; its log:\n{said}"
             )
         run = _run(at_s["CREATED"], at_s["DEPLOYING"], at_s["RUNNING"], _steps(_stamped(said)))
-        return replace(run, tier_bytes=_added(phase["tier_bytes"] for phase in found["phases"]))
-
-
-@dataclass(frozen=True)
-class _Clustered:
-    """The bench of a node of a cluster. empty: the node, to be emptied, and to serve while a job is delivered."""
-
-    bench: _Bench
-    empty: Member
-
-    def delivered(self) -> Run:
-        return self.bench.delivered()
-
-
-def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for each in counts:
-        total.update(each)
-    return dict(total)
+        tier_bytes = sum((Counter(phase["tier_bytes"]) for phase in found["phases"]), Counter[str]())
+        return replace(run, tier_bytes=dict(tier_bytes))
 
 
 def _run(created_s: float, deploying_s: float, running_s: float, steps: Sequence[tuple[float, float]]) -> Run:
@@ -350,7 +338,7 @@ def _stamped(log: str) -> list[tuple[float, str]]:
 
 
 def _note(bench: _Bench, raw: Raw, name: str, run: Callable[[], Run]) -> None:
-    time.sleep(_SETTLED_S)
+    time.sleep(bench.pause_s)
     before = bench.workplace.upstream_bytes()
     getattr(raw, name).append(run())
     raw.upstream_bytes.setdefault(name, []).append(bench.workplace.upstream_bytes() - before)

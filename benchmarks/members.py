@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import BenchmarkError, timed
-from benchmarks.workplace import BDNFS
+from benchmarks.workplace import BDNFS, remove_tree
 
 _START_S = 60.0
 
@@ -36,7 +35,7 @@ class Member:
 
     def empty(self) -> None:
         """Remove all that it has; its `bdnfs node` must not run."""
-        _remove(self.cache)
+        remove_tree(self.cache)
         # What the disk still owes to an earlier step is not this one's.
         os.sync()
 
@@ -70,7 +69,7 @@ def open_members(
         with whole.serving():
             yield whole, empty
     finally:
-        _remove(home)
+        remove_tree(home)
 
 
 @contextmanager
@@ -109,10 +108,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _remove(directory: Path) -> None:
-    for place, _, _ in os.walk(directory):
-        os.chmod(place, 0o700)  # trees are read-only
-    if directory.exists():
-        shutil.rmtree(directory)

@@ -93,10 +93,7 @@ class Workplace:
 
     def empty_cache(self) -> None:
         """Remove the node cache; its trees are read-only, and nothing of it may be mounted."""
-        for directory, _, _ in os.walk(self.cache):
-            os.chmod(directory, 0o700)
-        if self.cache.exists():
-            shutil.rmtree(self.cache)
+        remove_tree(self.cache)
         # What the disk still owes to an earlier step is not this one's.
         os.sync()
 
@@ -185,6 +182,14 @@ def serving(
                 server.kill()
 
 
+def remove_tree(directory: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a directory, if it is there; those in it may be read-only, as a cache's trees are."""
+    for each, _, _ in os.walk(directory):
+        os.chmod(each, 0o700)
+    if directory.exists():
+        shutil.rmtree(directory, ignore_errors=ignore_errors)
+
+
 def _clear(home: Path, environment: dict[str, str]) -> None:
     """Leave nothing mounted at or below home, and nothing in it."""
     for command in ([*BDNFS, "unmount", "--force"], ["umount", "-l"], ["fusermount3", "-u", "-z"]):
@@ -194,10 +199,7 @@ def _clear(home: Path, environment: dict[str, str]) -> None:
             )
     if left := _mounts(home):
         raise BenchmarkError(f"{', '.join(left)}: can't be unmounted; end what uses it")
-    for directory, _, _ in os.walk(home):
-        os.chmod(directory, 0o700)
-    if home.exists():
-        shutil.rmtree(home)
+    remove_tree(home)
 
 
 def _mounts(directory: Path) -> list[str]:

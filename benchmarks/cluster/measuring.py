@@ -19,6 +19,7 @@ from benchmarks.cluster.place import (
 from benchmarks.cluster.torrent import write_torrent
 from benchmarks.machine import machine_facts
 from benchmarks.processes import ROOT, BenchmarkError
+from benchmarks.workplace import remove_tree
 
 CPU_MAX = 0.6
 # A piece is so many of BEP 3's blocks.
@@ -122,11 +123,7 @@ def _prefetch(place: ClusterPlace) -> list[str]:
 
 def _emptied(nodes: Sequence[Node]) -> None:
     for node in nodes:
-        if node.cache.exists():
-            for directory in [node.cache, *node.cache.rglob("*")]:
-                if directory.is_dir() and not directory.is_symlink():
-                    directory.chmod(0o700)
-            shutil.rmtree(node.cache)
+        remove_tree(node.cache)
 
 
 def _warm(place: ClusterPlace, say: Callable[[str], None]) -> Filled:

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.cluster.network import Host, Network, open_network
 from benchmarks.processes import ROOT, BenchmarkError
-from benchmarks.workplace import BDNFS, serving
+from benchmarks.workplace import BDNFS, remove_tree, serving
 
 PORT = 7891
 REPOSITORY = "local/scaled"
@@ -119,7 +119,7 @@ def open_cluster_place(
         tempfile.mkdtemp(prefix="bdnfs-cluster.", dir=_roomy(directory, (nodes + 3) * 2 * size_bytes))
     )
     with ExitStack() as after:
-        after.callback(_remove, home)
+        after.callback(remove_tree, home, ignore_errors=True)
         if home.parent == _MEMORY:
             _touch(home / "touched", nodes * 2 * size_bytes)
         try:
@@ -165,7 +165,7 @@ def _ingest(place: ClusterPlace) -> None:
     locked = (place.home / "spec.lock").read_text()
     revision = next(word.strip("\"',") for word in locked.split() if len(word.strip("\"',")) == 40)
     place.source = f"hf://{REPOSITORY}@{revision}"
-    _remove(node.home)
+    remove_tree(node.home, ignore_errors=True)
 
 
 def _node(place: ClusterPlace, host: Host, name: str = "") -> Node:
@@ -404,9 +404,3 @@ def _roomy(directory: Path, need_bytes: int) -> Path:
     if shutil.disk_usage(directory).free < need_bytes:
         raise BenchmarkError(f"{directory} has no {need_bytes / 1e9:.1f} GB free; name another --directory")
     return directory
-
-
-def _remove(home: Path) -> None:
-    for place, _, _ in os.walk(home):
-        os.chmod(place, 0o700)
-    shutil.rmtree(home, ignore_errors=True)

@@ -21,7 +21,7 @@ from benchmarks.hit_miss import ratio
 from benchmarks.machine import machine_facts
 from benchmarks.members import free_port, running_node
 from benchmarks.processes import ROOT, BenchmarkError, timed
-from benchmarks.workplace import BDNFS, serving
+from benchmarks.workplace import BDNFS, remove_tree, serving
 
 RATE_MIN, STEPS_MIN = 0.8, 0.99
 _REPOSITORY, _LOOP = "local/serving", "benchmarks.serving.loop"
@@ -50,6 +50,10 @@ class _Place:
     paths: Path
     node_cpus: str
     client_cpu: str
+
+    @property
+    def plain_paths(self) -> Path:
+        return self.home / "plain.json"
 
     @property
     def files(self) -> Path:
@@ -85,7 +89,7 @@ def serve(
             _link_files(place)
             for number in range(pairs):
                 say(f"rates: {number + 1} of {pairs}")
-                turns = [("plain", plain, _plain_paths(place)), ("node", url, place.paths)]
+                turns = [("plain", plain, place.plain_paths), ("node", url, place.paths)]
                 for name, at, paths in turns if number % 2 else turns[::-1]:
                     rates[name].append(_rate(_client(place, at, paths, seconds)))
         with _node(place, "--no-nginx") as url:
@@ -125,7 +129,7 @@ def _open_place(
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="serving.", dir=directory) as top, ExitStack() as after:
         home = Path(top)
-        after.callback(_writable, home)
+        after.callback(remove_tree, home)
         say("writing chunks, and mirroring them")
         model = home / "hub" / _REPOSITORY
         model.mkdir(parents=True)
@@ -146,18 +150,17 @@ def _open_place(
             "BDNFS_CONFIG": str(home / "config.yaml"),
             "BDNFS_CACHE_DIR": str(home / "cache"),
         }
+        address = f"127.0.0.1:{free_port()}"
         config = {
             "cache": {"reserve": 0},
             "mirror": str(home / "mirror"),
             "cluster": {
-                "members": [f"127.0.0.1:{free_port()}"],
-                "listen": "127.0.0.1:0",
+                "members": [address],
+                "listen": address,
                 "share": 2 * size_bytes,
                 "while_job": while_job,
             },
         }
-        address = config["cluster"]["members"][0]  # type: ignore[index]
-        config["cluster"]["listen"] = address  # type: ignore[index]
         (home / "config.yaml").write_text(json.dumps(config))
         spec = {"weights": [{"source": f"hf://{_REPOSITORY}", "mount_location": "/models/serving"}]}
         (home / "spec.yaml").write_text(json.dumps(spec))
@@ -176,28 +179,24 @@ def _open_place(
 
 
 def _link_files(place: _Place) -> None:
+    """Give plain nginx the chunks as files, the very ones of the node's share, and the client their paths."""
     place.files.mkdir(exist_ok=True)
     for name, _ in _chunks(place):
         found = next((place.home / "cache" / "share").rglob(name), None)
         if found is None:
             raise BenchmarkError(f"the node did not keep the chunk {name} in its share; is the disk full?")
         os.link(found, place.files / name)
+    place.plain_paths.write_text(json.dumps([[f"/{name}", size] for name, size in _chunks(place)]))
 
 
 def _chunks(place: _Place) -> list[tuple[str, int]]:
     return [(path.rpartition("/")[2], size) for path, size in json.loads(place.paths.read_text())]
 
 
-def _plain_paths(place: _Place) -> Path:
-    path = place.home / "plain.json"
-    path.write_text(json.dumps([[f"/{name}", size] for name, size in _chunks(place)]))
-    return path
-
-
 @contextmanager
 def _node(place: _Place, *words: str) -> Iterator[str]:
-    prefix = ("taskset", "-c", place.node_cpus)
-    with running_node(place.config, place.environment, place.home / "node.log", *words, prefix=prefix):
+    log, prefix = place.home / "node.log", _on(place.node_cpus)
+    with running_node(place.config, place.environment, log, *words, prefix=prefix):
         address = json.loads(place.config.read_text())["cluster"]["listen"]
         yield f"http://{address}"
 
@@ -219,18 +218,7 @@ def _plain(place: _Place, nginx: str, cpus: str) -> Iterator[str]:
     log = home / "said"
     with log.open("wb") as said:
         child = subprocess.Popen(
-            [
-                "taskset",
-                "-c",
-                cpus,
-                nginx,
-                "-p",
-                str(home),
-                "-c",
-                str(home / "nginx.conf"),
-                "-e",
-                "error.log",
-            ],
+            [*_on(cpus), nginx, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", "error.log"],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -258,8 +246,8 @@ def _steps(
     """
     found: dict[str, list[float]] = {"alone": [], "serving": [], "bytes_per_s": [], "refused": []}
     job = subprocess.Popen(
-        ["taskset", "-c", place.node_cpus, *BDNFS, "run", "hf://local/tiny", str(place.home / "tiny"),
-         "--", sys.executable, "-m", _LOOP],
+        [*_on(place.node_cpus), *BDNFS, "run", "hf://local/tiny", str(place.home / "tiny"), "--",
+         sys.executable, "-m", _LOOP],
         cwd=ROOT,
         env=place.environment,
         stdin=subprocess.PIPE,
@@ -289,7 +277,7 @@ def _steps(
                     found["bytes_per_s"].append(got)
                     found["refused"].append(sent["refused"])
                 else:
-                    _client(place, plain, _plain_paths(place), seconds, max(got, 1.0))
+                    _client(place, plain, place.plain_paths, seconds, max(got, 1.0))
                 found[name].append(_steps_per_s(seen, began_s, began_s + seconds))
     finally:
         if job.stdin is not None:
@@ -323,14 +311,17 @@ def _steps_per_s(seen: list[tuple[float, int]], began_s: float, ended_s: float) 
 def _client(
     place: _Place, url: str, paths: Path, seconds: float | None = None, demand_bytes: float | None = None
 ) -> dict[str, float]:
-    words = ["taskset", "-c", place.client_cpu]
-    words += [sys.executable, "-m", "benchmarks.serving.client", url, str(paths)]
+    words = [*_on(place.client_cpu), sys.executable, "-m", "benchmarks.serving.client", url, str(paths)]
     if seconds is not None:
         words += ["--seconds", str(seconds)]
     if demand_bytes is not None:
         words += ["--rate", str(demand_bytes)]
     sent: dict[str, float] = json.loads(timed(words, place.environment).output)
     return sent
+
+
+def _on(cpus: str) -> list[str]:
+    return ["taskset", "-c", cpus]
 
 
 def _rate(sent: dict[str, float]) -> float:
@@ -348,11 +339,6 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes]",
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _writable(home: Path) -> None:
-    for directory, _, _ in os.walk(home):
-        os.chmod(directory, 0o700)
 
 
 def serving_table(found: dict[str, Any]) -> str:
