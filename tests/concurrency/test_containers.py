@@ -132,9 +132,8 @@ def test_what_a_killed_container_left_is_cleared_by_the_host(node: Node, contain
     mine = containers()
     mine.bdnfs("mount", "hf://acme/tiny", place)
     mine.kill()
-    node.run("status")
-    assert not place.parent.exists()
-    node.clean()
+    # The number of its mount namespace may be another's by now: while that lives, the record stays.
+    until(lambda: node.run("status") and not place.parent.exists() and not node.left_behind(), "all to go")
 
 
 def _descendants(pid: int) -> list[int]:

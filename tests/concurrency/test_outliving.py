@@ -9,15 +9,21 @@ from benchmarks.servers.hub import HubServer
 from tests.commands.conftest import BIG, BIG_BYTES, CHUNK
 from tests.commands.node import ROOT, Node, until
 
-# A program that forks while another of its threads fetches: the child has its locks too.
+# A program that forks while another of its threads fetches: the child has that one's locks too. The
+# index's is not among them, for it is the forking thread's own; which lock the child has is no chance.
 FORKS = """
 import os, sys, threading, time
+from pathlib import Path
 import bdnfs
+from bdnfs.cache.locks import lock_until, open_lock_file, unlock
 threading.Thread(target=bdnfs.prefetch, args=("hf://acme/big",), daemon=True).start()
 print("fetching", flush=True)
 sys.stdin.readline()
+index = open_lock_file(Path(os.environ["BDNFS_CACHE_DIR"], "index.lock"))
+assert lock_until(index, exclusive=True, deadline_s=time.monotonic() + 30)
 child = os.fork()
 if child:
+    unlock(index)
     print(child, flush=True)
 time.sleep(600)
 """
