@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.job import Raw, Run, job_table, result
+from benchmarks.job.report import Raw, Run, job_table, result
 from tests.unit.benchmarks.conftest import benchmark
 
 # The issue's own words for what there is to be.
@@ -25,6 +25,7 @@ MACHINE = {
     "kernel": "6",
     "filesystem": "ext4",
     "load_average": 0.0,
+    "huge_pages_bytes": 0,
     "commit": None,
     "date": "today",
 }

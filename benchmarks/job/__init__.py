@@ -1,0 +1,1 @@
+"""The trainer's example job, from its push to its last step."""
