@@ -279,7 +279,7 @@ def storage(repeats: int, as_json: bool, small: bool, output: Path, directory: P
 @click.option(
     "--huge-pages",
     is_flag=True,
-    help="Set the script's memory aside beforehand, 14 GB (root; for virtual machines, which give memory late). What "
+    help="Set the script's memory aside beforehand, 12 GB (root; for virtual machines, which give memory late). What "
     "a `kill -9` leaves set aside goes with `echo 0 > /proc/sys/vm/nr_hugepages`.",
 )
 @_place_options

@@ -38,7 +38,7 @@ _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 # Of the model's bytes, which are half a parameter's: parameters, gradients and the optimizer's two, 4 bytes each, make
 # 8 times them; the rest is what a step computes with. And of Python and torch.
-_MEMORY_TIMES, _MEMORY_BYTES = 11, 1 << 30
+_MEMORY_TIMES, _MEMORY_BYTES = 10, 1 << 29
 
 
 def job(
