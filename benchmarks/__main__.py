@@ -299,7 +299,7 @@ def job(
     from benchmarks.report import write_report
 
     found = measure(
-        directory, small=small, pairs=pairs, misses=misses, steps=steps, ready_memory=huge_pages, say=_say
+        directory, small=small, pairs=pairs, misses=misses, steps=steps, huge_pages=huge_pages, say=_say
     )
     table = job_table(found)
     write_report(found, output, "job", table)

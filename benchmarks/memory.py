@@ -6,13 +6,12 @@ costs a script that takes gigabytes is now this, now that, and has nothing to do
 
 import mmap
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.processes import ROOT, BenchmarkError
+from benchmarks.processes import BenchmarkError, timed
 
 _POOL = Path("/proc/sys/vm/nr_hugepages")
 _MAP_HUGETLB = 0x40000  # Linux: include/uapi/asm-generic/mman.h
@@ -23,11 +22,11 @@ _TUNABLE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=2"}
 
 
 @contextmanager
-def huge_pages(size_bytes: int) -> Iterator[dict[str, str]]:
-    """Set this much aside until the block ends; yield the variables by which a program's malloc takes it.
+def set_aside(size_bytes: int) -> Iterator[dict[str, str]]:
+    """Set this much aside as huge pages until the block ends; yield the variables by which a program's malloc takes it.
 
     Of 0 bytes there is nothing to set aside, and no variable. Raises BenchmarkError without root, without that
-    much memory, or with another C library.
+    much memory, with a kernel that has no huge pages, or with another C library.
     """
     if not size_bytes:
         yield {}
@@ -41,10 +40,12 @@ def huge_pages(size_bytes: int) -> Iterator[dict[str, str]]:
             f"{size_bytes / 1e9:.1f} GB are to be set aside, and {free_bytes / 1e9:.1f} GB are available; end what "
             "uses memory, or leave --huge-pages out"
         )
-    count = -(-size_bytes // _page_bytes())
+    page_bytes = _meminfo("Hugepagesize")
+    count = -(-size_bytes // page_bytes)
     _add(count)
     try:
-        _use_once(count)
+        # In a process of its own: what uses them gives them back as it ends.
+        timed([sys.executable, "-m", "benchmarks.memory", str(count), str(page_bytes)], os.environ)
         yield _TUNABLE
     finally:
         _add(-count)
@@ -52,12 +53,16 @@ def huge_pages(size_bytes: int) -> Iterator[dict[str, str]]:
 
 def _add(count: int) -> None:
     """Change the machine's number of huge pages; others may have set some aside, too."""
-    before = int(_POOL.read_text())
     try:
+        before = int(_POOL.read_text())
         _POOL.write_text(str(max(0, before + count)))
-    except PermissionError as error:
-        raise BenchmarkError(f"{_POOL}: only root sets huge pages aside; leave --huge-pages out") from error
-    if (added := int(_POOL.read_text()) - before) < count:
+        added = int(_POOL.read_text()) - before
+    except OSError as error:
+        raise BenchmarkError(
+            f"{_POOL}: can't be changed ({error.strerror}), which takes root, and not a container's; leave "
+            "--huge-pages out"
+        ) from error
+    if added < count:
         _POOL.write_text(str(before))
         raise BenchmarkError(
             f"{added} of {count} huge pages are to be had, so scattered is what is free; "
@@ -65,29 +70,28 @@ def _add(count: int) -> None:
         )
 
 
-def _use_once(count: int) -> None:
-    """Write to every page, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", str(count * _page_bytes()), str(_page_bytes())]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise BenchmarkError(
-            f"{count} huge pages were set aside and could not be used; does something else use them?"
+def _meminfo(name: str) -> int:
+    """Return one line of /proc/meminfo, in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkError(
+        f"/proc/meminfo names no {name}: this kernel has no huge pages; leave --huge-pages out"
+    )
+
+
+def _use_once(count: int, page_bytes: int) -> None:
+    """Write to every page; end the process where they are not to be had."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB
+    try:
+        with mmap.mmap(-1, count * page_bytes, flags=flags) as memory:
+            for start in range(0, count * page_bytes, page_bytes):
+                memory[start] = 1
+    except OSError as error:
+        sys.exit(
+            f"{count} huge pages were set aside and are not to be had ({error.strerror}); who else uses them?"
         )
 
 
-def _page_bytes() -> int:
-    return _meminfo("Hugepagesize")
-
-
-def _meminfo(name: str) -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
-
-
-def _touch(size_bytes: int, page_bytes: int) -> None:
-    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB) as memory:
-        for start in range(0, size_bytes, page_bytes):
-            memory[start] = 1
-
-
 if __name__ == "__main__":
-    _touch(*(int(word) for word in sys.argv[1:]))
+    _use_once(*(int(word) for word in sys.argv[1:]))

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.job.report import EXAMPLE, SETTLED_S, Raw, Run, result
 from benchmarks.machine import fsync_latency, machine_facts
 from benchmarks.members import Member, open_members
-from benchmarks.memory import huge_pages
+from benchmarks.memory import set_aside
 from benchmarks.processes import BenchmarkError, timed
 from benchmarks.workplace import Workplace, open_workplace, serving
 
@@ -27,7 +27,6 @@ _TRAINER = [sys.executable, "-m", "trainer.cli"]
 _REPOSITORY = "Qwen/Qwen3-0.6B"
 _CHECKPOINTING = "checkpointing_config=definitions.CheckpointingConfig(enabled=True)"
 _WEIGHTS = "        weights=weights,\n"
-_RUN_TIMEOUT_S = 1800.0
 _STAMPED = re.compile(r"(\S+Z) (\{.*\})\s*")
 _STEPS_SMALL, _STEPS_CPU, _STEPS_GPU = 4, 7, 40
 # The first steps take memory that later ones have: gradients, then the optimizer's state.
@@ -48,14 +47,14 @@ def job(
     pairs: int,
     misses: int,
     steps: int | None,
-    ready_memory: bool,
+    huge_pages: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure, and return the one JSON object; raise BenchmarkError where something fails.
 
-    directory:    keeps the model; everything else in it goes away again
-    steps:        of the training, at least 3; None: some for the CPU, more for a GPU
-    ready_memory: give the script memory that was set aside beforehand
+    directory:  keeps the model; everything else in it goes away again
+    steps:      of the training, at least 3; None: some for the CPU, more for a GPU
+    huge_pages: give the script memory that was set aside beforehand
     """
     began_s = time.monotonic()
     raw = Raw()
@@ -66,10 +65,10 @@ def job(
         size_bytes = workplace.size_bytes
         gpu = _gpu(workplace)
         words = _script_words(small=small, gpu=gpu is not None, steps=steps)
-        memory_bytes = _MEMORY_TIMES * size_bytes + _MEMORY_BYTES if ready_memory else 0
+        memory_bytes = _MEMORY_TIMES * size_bytes + _MEMORY_BYTES if huge_pages else 0
         if memory_bytes:
             say(f"setting {memory_bytes / 1e9:.1f} GB of memory aside")
-        with huge_pages(memory_bytes) as variables:
+        with set_aside(memory_bytes) as variables:
             allocator = {**_ALLOCATOR, **variables}
             bench = replace(bench, words=words, allocator=allocator, pause_s=0.0 if small else SETTLED_S)
             _measure(bench, raw, pairs, misses, say)

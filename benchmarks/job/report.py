@@ -9,6 +9,7 @@ from benchmarks.hit_miss import ratio
 from benchmarks.report import markdown
 
 EXAMPLE = "qwen3-0.6b-bdn-weights"
+KINDS = ("cold", "cluster_warm", "warm", "download_in_script", "local")
 # What the run before has freed a virtual machine gives back within seconds, and pays for anew: a script that starts at
 # once has up to two seconds less to its first step than one that starts three seconds later.
 SETTLED_S = 10.0
@@ -108,22 +109,12 @@ def result(raw: Raw, size_bytes: int, words: Sequence[str], machine: dict[str, A
         "machine": machine,
         "method": METHOD,
         "page_cache": "hot: every file was written or read not long before",
-        "raw": {
-            name: [vars(run) for run in runs]
-            for name, runs in (
-                ("cold", cold),
-                ("cluster_warm", clustered),
-                ("warm", warm),
-                ("download_in_script", download),
-                ("local", local),
-            )
-        },
+        "raw": {name: [vars(run) for run in getattr(raw, name)] for name in KINDS},
     }
 
 
 def job_table(found: dict[str, Any]) -> str:
     """Return the figures of `job` as Markdown."""
-    names = ("cold", "cluster_warm", "warm", "download_in_script", "local")
     keys = {
         "created_s": "CREATED: no compute held",
         "deploying_s": "DEPLOYING",
@@ -132,8 +123,8 @@ def job_table(found: dict[str, Any]) -> str:
         "to_last_step_s": "until the last step",
         "step_s": "a step",
     }
-    rows: list[tuple[str, ...]] = [("seconds", *(name.replace("_", " ") for name in names))]
-    rows += [(shown, *(f"{found[name][key]:.2f}" for name in names)) for key, shown in keys.items()]
+    rows: list[tuple[str, ...]] = [("seconds", *(name.replace("_", " ") for name in KINDS))]
+    rows += [(shown, *(f"{found[name][key]:.2f}" for name in KINDS)) for key, shown in keys.items()]
     goals = [("goal", "", "found", "reached")]
     figures = found["ratio"]
     for name, low, high in (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.memory import huge_pages
+from benchmarks.memory import set_aside
 from benchmarks.processes import BenchmarkError
 
 POOL = Path("/proc/sys/vm/nr_hugepages")
@@ -28,7 +28,7 @@ print(sum(map(int, re.findall(r"Private_Hugetlb: *([0-9]+) kB", open("/proc/self
 
 def test_a_program_takes_its_memory_from_what_was_set_aside_and_it_is_given_back() -> None:
     before = POOL.read_text()
-    with huge_pages(128 * MIB) as variables:
+    with set_aside(128 * MIB) as variables:
         assert int(POOL.read_text()) > int(before)
         done = subprocess.run(
             [sys.executable, "-c", USES], env={**os.environ, **variables}, capture_output=True, text=True
@@ -40,13 +40,13 @@ def test_a_program_takes_its_memory_from_what_was_set_aside_and_it_is_given_back
 
 def test_of_nothing_there_is_nothing_to_set_aside() -> None:
     before = POOL.read_text()
-    with huge_pages(0) as variables:
+    with set_aside(0) as variables:
         assert variables == {}
         assert POOL.read_text() == before
 
 
 def test_more_than_the_machine_has_is_refused_and_nothing_stays_set_aside() -> None:
     before = POOL.read_text()
-    with pytest.raises(BenchmarkError, match="GB are available"), huge_pages(1 << 50):
+    with pytest.raises(BenchmarkError, match="GB are available"), set_aside(1 << 50):
         pass
     assert POOL.read_text() == before
